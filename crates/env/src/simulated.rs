@@ -1,0 +1,1 @@
+//! The simulator's side: virtual network and disks.
