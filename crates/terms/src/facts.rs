@@ -28,14 +28,15 @@ pub enum FactKind {
         /// The LCC start that it is about.
         incarnation: Incarnation,
     },
-    /// The portions of `slot` lack writes from `from` on. Source: F-2.
+    /// The portions of `slot` may lack any write above `after`, and what they keep above it must not
+    /// be believed; all up to it they have. Source: F-2.
     Suspect {
         /// The group and where it lives, so that whoever reads the fact can repair it.
         layout: GroupLayout,
         /// Which portion.
         slot: PortionIndex,
-        /// The first write that it may lack.
-        from: WriteNumber,
+        /// The group's stable mark when the portion was removed.
+        after: WriteNumber,
         /// The portion file itself is gone or unreadable: everything of it is missing.
         whole: bool,
     },

@@ -1,1 +1,12 @@
-//! Placeholder, filled below.
+//! What the roles say to each other, and its bytes.
+//!
+//! One module per role that answers: [`io`], [`coordinator`], [`lcc`], [`main_controller`]. Calls,
+//! framing and flow control are in [`rpc`]. The bytes are in `docs/wire.md`.
+
+pub mod coordinator;
+pub mod io;
+pub mod lcc;
+pub mod main_controller;
+pub mod rpc;
+
+pub use braid_env::{Address, Payload};

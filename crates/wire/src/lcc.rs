@@ -1,0 +1,615 @@
+//! What client processes ask of local child controllers: names, attributes, file bytes.
+//!
+//! # Theory
+//! Each request names the group that it is about with the layout under which the client knows it (a
+//! hint, F-8). The LCC that owns the group does it; any other becomes the owner where there is none,
+//! and else says who is (`NotOwner`). A directory's group has the names and the attributes of the
+//! files made in it; a file's bytes are a group of their own, or stand inline in its attributes.
+//! ```text
+//! put of a large file        new device     primary LCC (ahead, many at once)
+//!                            upload entry   owner of the directory      } at the same time
+//!                            writes         owner of the data device    }
+//!                            commit         owner of the directory: name, attributes, size at once
+//! put of a small file        create         owner of the directory, bytes inline
+//! ```
+//! # Invariants
+//! L1 An answered change is decided (held); `Sync` and `stable` requests wait for the medium (W-9).
+//! L2 A request with an operation id is done once, however often it is sent.
+//! # Not here
+//! Paths: the client library resolves them.
+
+use std::net::SocketAddr;
+
+use braid_terms::{
+    DataType, DeviceId, GroupLayout, Incarnation, LccId, PolicyQuestion, PortionIndex, ServerId,
+    WriteNumber,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::rpc::{Role, Service};
+
+/// The service of an LCC.
+pub enum Lcc {}
+
+impl Service for Lcc {
+    type Request = LccRequest;
+    type Reply = Result<LccReply, LccRefusal>;
+
+    const ROLE: Role = Role::Lcc;
+}
+
+/// A request to an LCC.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum LccRequest {
+    /// Layouts for new devices that this LCC owns from the start. Answer: `Layouts`. Source: O-2.
+    NewDevices {
+        /// What for.
+        data_type: DataType,
+        /// What the policy is chosen by.
+        question: PolicyQuestion,
+        /// How many, 1 to 256.
+        count: u32,
+    },
+    /// Names and attributes. Answer: by operation.
+    Directory {
+        /// The directory's group.
+        layout: GroupLayout,
+        /// What.
+        op: DirectoryOp,
+    },
+    /// Bytes of a file device. Answer: by operation.
+    File {
+        /// The file's group.
+        layout: GroupLayout,
+        /// What.
+        op: FileOp,
+    },
+    /// Where a group is and in what state its portions are, for `where`. Answer: `Group`.
+    DescribeGroup {
+        /// The group.
+        layout: GroupLayout,
+    },
+    /// Works off a group's facts now; answered when none is left or it cannot go on. Answer: `Done`.
+    Repair {
+        /// The group.
+        layout: GroupLayout,
+    },
+    /// State of the LCC. Answer: `Status`.
+    Status,
+}
+
+/// Identity of a change that a client may send again after a lost answer. Unique per client process
+/// (random) and change (counter). Source: L2.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct OperationId {
+    /// Random, per client process.
+    pub client: u64,
+    /// Grows by one with each change of that client process.
+    pub counter: u64,
+}
+
+/// What a directory entry names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    /// Regular file.
+    File,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// Named pipe.
+    Fifo,
+    /// Socket.
+    Socket,
+    /// Block device node.
+    BlockDevice,
+    /// Character device node.
+    CharacterDevice,
+}
+
+/// A point in time: seconds since 1970 and nanoseconds below 10^9.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+pub struct FileTime {
+    /// Whole seconds, may be negative.
+    pub seconds: i64,
+    /// The rest.
+    pub nanoseconds: u32,
+}
+
+/// Where a file's bytes are.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum FileData {
+    /// No bytes: not a regular file, or an empty one.
+    None,
+    /// In the meta-data record; at most `inline_max` bytes.
+    Inline(bytes::Bytes),
+    /// In a device of its own.
+    Device(GroupLayout),
+}
+
+/// A meta-data record: attributes and where the bytes are. For a directory it is in the directory's
+/// own meta-data device. Source: DESIGN 8.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attributes {
+    /// Inode number: the number of the first data device; for a directory, of its group.
+    pub id: DeviceId,
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits with setuid, setgid and sticky: the lower 12 bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bytes of a file; length of a symlink's target; number of entries of a directory.
+    pub size: u64,
+    /// Number of names; of a directory, 2 plus its sub-directories.
+    pub nlink: u32,
+    /// Last access.
+    pub atime: FileTime,
+    /// Last change of bytes.
+    pub mtime: FileTime,
+    /// Last change of attributes.
+    pub ctime: FileTime,
+    /// Made.
+    pub btime: FileTime,
+    /// Number of a device node.
+    pub rdev: u64,
+    /// Grows with every change of bytes or attributes.
+    pub version: u64,
+    /// The size here may be behind the data device's: ask it. Source: N-2.
+    pub open: bool,
+    /// Bytes, or where they are.
+    pub data: FileData,
+    /// A symlink's target.
+    pub target: Option<bytes::Bytes>,
+    /// Extended attributes by name, sorted.
+    pub xattrs: Vec<(bytes::Bytes, bytes::Bytes)>,
+}
+
+/// Where an entry's attributes are kept when not in the directory's own group: the *home*.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DirectoryEntry {
+    /// The name, 1 to 255 bytes, without `/` and NUL.
+    pub name: bytes::Bytes,
+    /// Inode number.
+    pub id: DeviceId,
+    /// What it is.
+    pub kind: FileKind,
+    /// For a sub-directory: its group. For a file whose attributes are kept elsewhere: that home
+    /// directory's group. None: kept here.
+    pub home: Option<GroupLayout>,
+    /// Grows with the order of making within the directory; the cookie of `List`.
+    pub cookie: u64,
+}
+
+/// Attributes given when something is made; times are the LCC's unless given.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewAttributes {
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last change of bytes, if not now.
+    pub mtime: Option<FileTime>,
+    /// Number of a device node.
+    pub rdev: u64,
+    /// Bytes, or where they are.
+    pub data: FileData,
+    /// Bytes of the file.
+    pub size: u64,
+    /// A symlink's target, 1 to 4095 bytes.
+    pub target: Option<bytes::Bytes>,
+    /// Extended attributes.
+    pub xattrs: Vec<(bytes::Bytes, bytes::Bytes)>,
+}
+
+/// What becomes of an entry that has the name already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum IfExists {
+    /// `Exists` is answered.
+    Fail,
+    /// It is replaced if it is not a directory.
+    Replace,
+}
+
+/// An operation on a directory's group.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum DirectoryOp {
+    /// Makes the group of a new directory, empty, with its own attributes. The layout was given by
+    /// `NewDevices` to this LCC. Answer: `Attributes`.
+    Begin {
+        /// L2.
+        operation: OperationId,
+        /// Its attributes.
+        attributes: NewAttributes,
+        /// The parent directory's group; for the root, its own.
+        parent: GroupLayout,
+    },
+    /// Answer: `Entry`.
+    Lookup {
+        /// The name.
+        name: bytes::Bytes,
+    },
+    /// Entries behind a cookie. Answer: `Entries`.
+    List {
+        /// 0 from the start, else the last cookie seen.
+        after: u64,
+        /// At most this many, 1 to 4096.
+        limit: u32,
+        /// With the attributes that are kept here.
+        attributes: bool,
+    },
+    /// Makes a file with its attributes; the id is the data device's, or a new number. A `Device`
+    /// whose upload was begun here is committed by it. Answer: `Entry`.
+    Create {
+        /// L2.
+        operation: OperationId,
+        /// The name.
+        name: bytes::Bytes,
+        /// Its attributes and bytes.
+        attributes: NewAttributes,
+        /// What if it is there.
+        if_exists: IfExists,
+        /// Answer only when stable.
+        stable: bool,
+    },
+    /// Records devices that are being written and have no name yet. Answer: `Done`. Source: F-9.
+    BeginUploads {
+        /// L2.
+        operation: OperationId,
+        /// Their groups.
+        layouts: Vec<GroupLayout>,
+    },
+    /// Gives uploads up: they go on the to-remove list. Answer: `Done`.
+    AbandonUploads {
+        /// L2.
+        operation: OperationId,
+        /// Their numbers.
+        devices: Vec<DeviceId>,
+    },
+    /// Enters a name for something whose attributes are kept elsewhere: a sub-directory, a hard
+    /// link, the target of a rename across directories. Answer: `Entry`.
+    Enter {
+        /// L2.
+        operation: OperationId,
+        /// The name.
+        name: bytes::Bytes,
+        /// Inode number.
+        id: DeviceId,
+        /// What it is.
+        kind: FileKind,
+        /// Where its attributes are.
+        home: GroupLayout,
+        /// What if the name is there.
+        if_exists: IfExists,
+    },
+    /// Removes a name. With attributes kept here and no name left, the data device goes on the
+    /// to-remove list; with attributes elsewhere, the caller counts down there. Answer: `Removed`.
+    Unlink {
+        /// L2.
+        operation: OperationId,
+        /// The name.
+        name: bytes::Bytes,
+        /// Only if it names this.
+        only_id: Option<DeviceId>,
+        /// Keep attributes and bytes even if no name is left (rename, open files).
+        keep: bool,
+        /// A directory is meant (its group was retired before); else a directory is refused.
+        directory: bool,
+    },
+    /// Renames within the directory. Answer: `Removed`, what was replaced.
+    Rename {
+        /// L2.
+        operation: OperationId,
+        /// Old name.
+        from: bytes::Bytes,
+        /// New name.
+        to: bytes::Bytes,
+        /// Both names stay, exchanged.
+        exchange: bool,
+        /// What if `to` is there; a directory is replaced only when `replaced_directory` names it
+        /// (it was retired before).
+        if_exists: IfExists,
+        /// See above.
+        replaced_directory: Option<DeviceId>,
+    },
+    /// Answer: `Attributes`.
+    GetAttributes {
+        /// Which; the directory's own id is the group's number.
+        id: DeviceId,
+    },
+    /// Changes attributes. Answer: `Attributes`.
+    SetAttributes {
+        /// L2.
+        operation: OperationId,
+        /// Which.
+        id: DeviceId,
+        /// What.
+        changes: AttributeChanges,
+        /// Answer only when stable.
+        stable: bool,
+    },
+    /// The directory ends if it is empty: from then on nothing can be made in it. Answer: `Done`.
+    Retire {
+        /// L2.
+        operation: OperationId,
+    },
+    /// Takes `Retire` back (the parent's entry could not be removed). Answer: `Done`.
+    Revive {
+        /// L2.
+        operation: OperationId,
+    },
+    /// Tells the new parent after a rename across directories. Answer: `Done`.
+    SetParent {
+        /// L2.
+        operation: OperationId,
+        /// The new parent's group.
+        parent: GroupLayout,
+    },
+    /// The parent's group. Answer: `Layouts` with one.
+    Parent,
+    /// Waits until all that was answered is stable. Answer: `Done`. Source: W-9.
+    Sync,
+    /// Removes the portions of a retired directory that no name is left of. Answer: `Done`.
+    Remove,
+}
+
+/// Changes of attributes; `None` leaves as it is.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct AttributeChanges {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of bytes.
+    pub mtime: Option<SetTime>,
+    /// Bytes of the file, with where they are.
+    pub data: Option<(FileData, u64)>,
+    /// Only the size, when it is above (or, when `size_exact`, whatever) what is recorded.
+    pub size: Option<u64>,
+    /// See above.
+    pub size_exact: bool,
+    /// The `open` mark.
+    pub open: Option<bool>,
+    /// Adds to the number of names; with none left the file is removed as by `Unlink`.
+    pub nlink: i32,
+    /// Extended attributes to set.
+    pub set_xattrs: Vec<(bytes::Bytes, bytes::Bytes)>,
+    /// Extended attributes to remove.
+    pub remove_xattrs: Vec<bytes::Bytes>,
+    /// Only if the version is this one, else `Conflict`.
+    pub only_version: Option<u64>,
+}
+
+/// A time to set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum SetTime {
+    /// The LCC's time of day.
+    Now,
+    /// This one.
+    To(FileTime),
+}
+
+/// An operation on a file device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum FileOp {
+    /// Writes the payload. Answer: `Written`.
+    Write {
+        /// First byte.
+        at: u64,
+        /// Home of the file, for the portions' headers. Source: F-9.
+        home: DeviceId,
+        /// The client knows that the device was never written, by anyone: saves the open.
+        fresh: bool,
+        /// Answer only when stable.
+        stable: bool,
+        /// At the end of the device instead of `at`.
+        append: bool,
+    },
+    /// Reads. The payload is shorter than asked at the end of the device. Answer: `Read`.
+    Read {
+        /// First byte.
+        at: u64,
+        /// Bytes, at most `REQUEST_BYTES_MAX`.
+        length: u32,
+        /// Only what is stable.
+        stable: bool,
+    },
+    /// Answer: `Length`.
+    Length,
+    /// Cuts or extends with zeros. Answer: `Length`.
+    Truncate {
+        /// The new length in bytes.
+        length: u64,
+        /// Home of the file.
+        home: DeviceId,
+    },
+    /// Gives a range back; it reads as zeros, the length stays. Answer: `Length`.
+    Punch {
+        /// First byte.
+        at: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// Next place with data (or without) at or behind `at`; the device's end for none. Answer: `Length`.
+    Seek {
+        /// From here.
+        at: u64,
+        /// A hole is looked for, not data.
+        hole: bool,
+    },
+    /// Waits until all that was answered is stable. Answer: `Length`. Source: W-9.
+    Sync,
+    /// Removes the device's portions. Answer: `Done`. Source: F-9.
+    Remove,
+}
+
+/// An answer of an LCC.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum LccReply {
+    /// Done.
+    Done,
+    /// Layouts.
+    Layouts(Vec<GroupLayout>),
+    /// An entry, with the attributes where they are kept here.
+    Entry {
+        /// The entry.
+        entry: DirectoryEntry,
+        /// Its attributes.
+        attributes: Option<Box<Attributes>>,
+        /// What a replaced entry named, where its attributes are kept elsewhere: to be counted down
+        /// there.
+        replaced: Option<DirectoryEntry>,
+    },
+    /// Entries in the order of their cookies.
+    Entries {
+        /// With their attributes, where asked for and kept here.
+        entries: Vec<(DirectoryEntry, Option<Attributes>)>,
+        /// Nothing follows.
+        end: bool,
+    },
+    /// What a name named; none where nothing was replaced.
+    Removed {
+        /// The entry.
+        entry: Option<DirectoryEntry>,
+        /// Its attributes of before, where they are kept here.
+        attributes: Option<Box<Attributes>>,
+    },
+    /// Attributes.
+    Attributes(Box<Attributes>),
+    /// To `Write`.
+    Written {
+        /// Where the bytes went.
+        at: u64,
+        /// Length of the device after it, in bytes.
+        length: u64,
+    },
+    /// To `Read`; the bytes are the payload.
+    Read {
+        /// Length of the device, in bytes.
+        length: u64,
+    },
+    /// Length of the device, or a place in it, in bytes.
+    Length(u64),
+    /// To `DescribeGroup`.
+    Group(Box<GroupDescription>),
+    /// To `Status`.
+    Status(LccStatus),
+}
+
+/// State of a group at its owner.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GroupDescription {
+    /// The layout that counts.
+    pub layout: GroupLayout,
+    /// Its owner.
+    pub owner: LccId,
+    /// Lengths of its devices, in bytes.
+    pub lengths: Vec<u64>,
+    /// The decided mark.
+    pub decided: WriteNumber,
+    /// The stable mark.
+    pub stable: WriteNumber,
+    /// Slots that are not in sync.
+    pub absent: Vec<PortionIndex>,
+}
+
+/// State of an LCC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LccStatus {
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// Groups that it owns and has open.
+    pub groups: u64,
+    /// Cluster writes decided since its start.
+    pub writes: u64,
+    /// Prepares sent since its start.
+    pub prepares: u64,
+    /// Requests to coordinators since its start, without renewals of the lease.
+    pub coordinator_calls: u64,
+    /// `Sync` requests sent to I/O servers since its start, by writers that asked for stable.
+    pub syncs_asked: u64,
+    /// Payload bytes written and read for clients since its start.
+    pub bytes_written: u64,
+    /// See above.
+    pub bytes_read: u64,
+    /// Groups being repaired.
+    pub repairs: u64,
+    /// Blocks rebuilt since its start.
+    pub blocks_rebuilt: u64,
+    /// Writes that wait because too few portions are there.
+    pub waiting_writes: u64,
+}
+
+/// Why an LCC did not do it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum LccRefusal {
+    /// Another LCC owns the group.
+    NotOwner {
+        /// Who and where, if known; else ask again soon.
+        owner: Option<(LccId, SocketAddr)>,
+    },
+    /// Too few portions answer, or there is no lease now: ask again, the operation may be done.
+    Unavailable {
+        /// What is missing.
+        reason: String,
+    },
+    /// No such name or id.
+    NotFound,
+    /// The name is taken.
+    Exists {
+        /// By what.
+        kind: FileKind,
+    },
+    /// A directory where none may be.
+    IsDirectory,
+    /// Something else where a directory must be.
+    NotDirectory,
+    /// The directory has entries.
+    NotEmpty,
+    /// The directory was removed.
+    Retired,
+    /// `only_version` or `only_id` did not fit.
+    Conflict,
+    /// The disks are full.
+    NoSpace,
+    /// Fewer failure domains are up than the scheme needs.
+    NoPlace {
+        /// What is missing.
+        reason: String,
+    },
+    /// More is lost than the scheme tolerates.
+    Lost {
+        /// What.
+        reason: String,
+    },
+    /// A name, size or count is out of bounds.
+    BadRequest {
+        /// Which.
+        reason: String,
+    },
+    /// The device would be longer than a device can be.
+    TooBig,
+}
+
+/// A server that clients can begin with.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EntryPoint {
+    /// Which server.
+    pub server: ServerId,
+    /// Where its LC listens.
+    pub lc_address: SocketAddr,
+    /// Where its coordinator listens.
+    pub coordinator_address: SocketAddr,
+}
