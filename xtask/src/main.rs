@@ -1,1 +1,88 @@
-fn main() {}
+//! Our tools: `cargo xtask ci|fix|rules|sim|bench`.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+mod bench;
+mod rules;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  ci               what must be green before a change goes in; writes nothing
+  fix              formats, and applies what clippy can repair
+  rules            which numbered rules have code and tests; fails on a rule with neither
+  sim [ARGS]       the simulator: --seeds N, --seed S, ... (see `cargo xtask sim --help`)
+  bench [--tiny]   figures of this machine and of a cluster on it, in one run";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let rest: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
+    let done = match arguments.first().map(String::as_str) {
+        Some("ci") => ci(),
+        Some("fix") => fix(),
+        Some("rules") => rules::check(&root()),
+        Some("sim") => {
+            let fixed = ["run", "--release", "--quiet", "--package", "braid-sim", "--"];
+            cargo(&[&fixed[..], &rest].concat())
+        }
+        Some("bench") => bench::run(&root(), &rest),
+        _ => {
+            eprintln!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("xtask: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn ci() -> Result<(), String> {
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"])?;
+    rules::check(&root())?;
+    if installed("cargo-deny") {
+        cargo(&["deny", "--all-features", "check", "--hide-inclusion-graph"])?;
+    } else {
+        println!("skipped: cargo-deny is not installed (licences and sources of dependencies)");
+    }
+    if installed("cargo-nextest") {
+        cargo(&["nextest", "run", "--workspace"])
+    } else {
+        cargo(&["test", "--workspace"])
+    }
+}
+
+fn fix() -> Result<(), String> {
+    let clippy = ["clippy", "--fix", "--allow-dirty", "--allow-staged", "--workspace"];
+    cargo(&[&clippy[..], &["--all-targets", "--quiet"]].concat())?;
+    cargo(&["fmt", "--all"])
+}
+
+/// Runs cargo in the project's root.
+///
+/// Errors: the command, where it fails.
+pub(crate) fn cargo(arguments: &[&str]) -> Result<(), String> {
+    let program = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let status = Command::new(program)
+        .args(arguments)
+        .current_dir(root())
+        .status()
+        .map_err(|error| format!("cargo cannot be started: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("cargo {} failed", arguments.join(" "))) }
+}
+
+fn installed(program: &str) -> bool {
+    env::var_os("PATH")
+        .is_some_and(|paths| env::split_paths(&paths).any(|path| path.join(program).is_file()))
+}
+
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().expect("xtask lies in the root").to_path_buf()
+}
