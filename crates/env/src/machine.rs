@@ -1,1 +1,113 @@
 //! The machine's side: sockets, files, clocks.
+//!
+//! # Theory
+//! One [`Env`] belongs to one thread with a current-thread runtime and a `LocalSet`. Sockets are in
+//! [`stream`] and [`socket`], files in [`disk`]; what must wait for the medium goes to the small
+//! pool of threads in [`pool`].
+//! # Failure
+//! Nothing here ends the process; what the world refuses comes back as `io::Error`.
+
+mod disk;
+mod pool;
+mod socket;
+mod stream;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::rc::Rc;
+
+use bytes::Buf;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use rustix::rand::GetRandomFlags;
+use rustix::time::ClockId;
+
+use crate::{Address, Connection, Env, Folder, Listener, Moment, WallTime, World};
+use disk::MachineFolder;
+use pool::Pool;
+pub use socket::{Accepted, RawListener, connection_from_fd, listen_raw};
+
+/// Listening sockets that the parent bound, by the address they were bound for.
+pub type Inherited = BTreeMap<Address, OwnedFd>;
+
+/// The world of this thread; what it listens at is taken from `inherited` where it is there.
+#[must_use]
+pub fn env(inherited: Inherited) -> Env {
+    Env::new(Rc::new(Machine {
+        inherited: RefCell::new(inherited),
+        random: RefCell::new(RandomBytes { bytes: [0; RANDOM_BUFFER], used: RANDOM_BUFFER }),
+        pool: Rc::new(Pool::new()),
+    }))
+}
+
+struct Machine {
+    inherited: RefCell<Inherited>,
+    random: RefCell<RandomBytes>,
+    pool: Rc<Pool>,
+}
+
+impl World for Machine {
+    fn now(&self) -> Moment {
+        let time = rustix::time::clock_gettime(ClockId::Boottime);
+        let seconds = u64::try_from(time.tv_sec).expect("a machine did not start in the future");
+        Moment(seconds * 1_000_000_000 + time.tv_nsec.unsigned_abs())
+    }
+
+    fn wall_time(&self) -> WallTime {
+        let time = rustix::time::clock_gettime(ClockId::Realtime);
+        let nanoseconds = u32::try_from(time.tv_nsec).expect("below 10^9");
+        WallTime { seconds: time.tv_sec, nanoseconds }
+    }
+
+    fn random(&self) -> u64 {
+        self.random.borrow_mut().next()
+    }
+
+    fn connect(&self, to: Address) -> LocalBoxFuture<'static, io::Result<Connection>> {
+        socket::connect(to).boxed_local()
+    }
+
+    fn listen(&self, at: Address) -> LocalBoxFuture<'static, io::Result<Listener>> {
+        let inherited = self.inherited.borrow_mut().remove(&at);
+        async move { socket::listen(at, inherited) }.boxed_local()
+    }
+
+    fn folder(&self, path: &Path) -> io::Result<Folder> {
+        Ok(Folder(Rc::new(MachineFolder::open(path, self.pool.clone())?)))
+    }
+}
+
+/// Random bytes of the kernel, fetched some at a time: a call costs as much as the bytes.
+struct RandomBytes {
+    bytes: [u8; RANDOM_BUFFER],
+    used: usize,
+}
+
+impl RandomBytes {
+    fn next(&mut self) -> u64 {
+        if self.used == RANDOM_BUFFER {
+            // Up to 256 bytes arrive whole and without EINTR once the kernel's pool is ready.
+            let count = rustix::io::retry_on_intr(|| {
+                rustix::rand::getrandom(&mut self.bytes[..], GetRandomFlags::empty())
+            })
+            .expect("getrandom cannot fail for a valid buffer");
+            assert_eq!(count, RANDOM_BUFFER, "the kernel gives short requests whole");
+            self.used = 0;
+        }
+        let number = (&self.bytes[self.used..]).get_u64_le();
+        // What was given out is not kept.
+        self.bytes[self.used..self.used + 8].fill(0);
+        self.used += 8;
+        number
+    }
+}
+
+/// In bytes; a multiple of 8.
+const RANDOM_BUFFER: usize = 256;
+
+#[cfg(test)]
+#[path = "machine_test.rs"]
+mod test;
