@@ -65,7 +65,7 @@ struct Row<'a> {
 
 impl<'a> Row<'a> {
     fn new(code: &'a Code, size: usize) -> Self {
-        let strip = |unit: usize| (0..size).map(|at| (at * 7 + unit * 31 + at / 251) as u8);
+        let strip = |unit: usize| (0..size).map(move |at| (at * 7 + unit * 31 + at / 251) as u8);
         Self { code, size, units: (0..code.units()).map(|u| strip(u).collect()).collect() }
     }
 
