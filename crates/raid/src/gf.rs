@@ -67,6 +67,7 @@ pub(crate) static PRODUCTS: [[u8; 256]; 256] = {
 
 /// c times a byte as two look-ups of 16: the low nibble's products, then the high nibble's.
 /// `NIBBLES[c][b & 15] ^ NIBBLES[c][16 + (b >> 4)]` is c times b.
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 pub(crate) static NIBBLES: [Nibbles; 256] = {
     let mut table = [Nibbles([0; 32]); 256];
     let mut c = 0;
@@ -89,6 +90,7 @@ pub(crate) struct Nibbles(pub [u8; 32]);
 
 /// c times a byte as an 8 by 8 bit matrix, in the layout of `GF2P8AFFINEQB`: the matrix's byte
 /// `7 - i` masks those bits of the input whose XOR is bit `i` of the result.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) static BIT_MATRICES: [u64; 256] = {
     let mut table = [0; 256];
     let mut c = 0;
