@@ -1,0 +1,3 @@
+//! File controllers.
+mod bytes_le;
+mod log;
