@@ -1,0 +1,221 @@
+//! Reads: applied blocks, overlaid with kept records.
+//! # Theory
+//! A read is planned at once and its bytes are fetched afterwards, possibly waiting for the medium.
+//! If a checkpoint changed the group's blocks meanwhile, it is planned again, so that a checksum
+//! never meets the bytes of another state.
+//! ```text
+//! applied:   a b c . e        kept 5:  . B . D .      read with decided 5:  a B c D e
+//! ```
+//! # Invariants
+//! R1 A record above the read's `decided` is not visible.
+//! # Failure
+//! Bytes that a file has no more are given as zeros: their checksum tells the owner.
+//! # Source
+//! W-12, S-2.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use braid_env::{File, Payload};
+use braid_terms::{BLOCK_SIZE, PAYLOAD_MAX};
+use braid_wire::io::{BlockRange, IoRefusal, IoReply, Read};
+use bytes::Bytes;
+
+use crate::fence::Wish;
+use crate::group::{Entry, Group, Source};
+use crate::portion_file::{Presence, runs};
+use crate::portion_page::{GROUP_BLOCKS, block_offset};
+use crate::prepare::check_range;
+use crate::requests::{bad, key_of};
+use crate::store::{Store, disk_refusal, portion_refusal, unreadable};
+
+/// Where the bytes of a read are.
+pub(crate) struct Plan {
+    crcs: Vec<Option<u32>>,
+    extents: Vec<Extent>,
+    epoch: u64,
+}
+
+struct Extent {
+    file: File,
+    at: u64,
+    length: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Cell {
+    Absent,
+    InFile { at: u64, crc: u32 },
+    InJournal { entry: usize, at: u64, crc: u32 },
+}
+
+/// Serves a read; the store is not locked while the medium works.
+pub(crate) async fn read(
+    store: Rc<RefCell<Store>>,
+    read: Box<Read>,
+) -> (Result<IoReply, IoRefusal>, Payload) {
+    let key = key_of(&read.fence);
+    let mut plan = match store.borrow_mut().plan(&read) {
+        Ok(plan) => plan,
+        Err(refusal) => return (Err(refusal), Payload::empty()),
+    };
+    loop {
+        let mut payload = Payload::empty();
+        for extent in &plan.extents {
+            match extent.file.read(extent.at, extent.length).await {
+                Ok(bytes) => payload.push(filled(bytes, extent.length)),
+                Err(error) => return (Err(unreadable(&error)), Payload::empty()),
+            }
+        }
+        let mut store = store.borrow_mut();
+        if store.groups.get(&key).is_some_and(|group| group.epoch == plan.epoch) {
+            store.status.bytes_read += payload.len() as u64;
+            return (Ok(IoReply::Blocks { crcs: plan.crcs }), payload);
+        }
+        plan = match store.plan(&read) {
+            Ok(plan) => plan,
+            Err(refusal) => return (Err(refusal), Payload::empty()),
+        };
+    }
+}
+
+fn filled(bytes: Bytes, length: usize) -> Bytes {
+    if bytes.len() == length {
+        return bytes;
+    }
+    let mut filled = bytes.to_vec();
+    filled.resize(length, 0);
+    filled.into()
+}
+
+impl Store {
+    /// Says where the bytes of a read are.
+    ///
+    /// Errors: `UnknownGroup` where there is no portion file and should be one; `Behind` where the
+    /// journal's damage may have taken what is asked; `Unreadable`, fences.
+    pub fn plan(&mut self, read: &Read) -> Result<Plan, IoRefusal> {
+        let key = key_of(&read.fence);
+        self.ready()?;
+        self.check_fence(&read.fence, Wish::Use)?;
+        self.evict(self.limits.groups_max);
+        self.load_evicted(key)?;
+        let group = self.group(key).ok_or(IoRefusal::UnknownGroup)?;
+        if !group.known {
+            return Err(IoRefusal::UnknownGroup);
+        }
+        if group.damaged_after.is_some_and(|after| after < read.decided) {
+            return Err(IoRefusal::Behind { last: group.last });
+        }
+        let devices = group.layout.devices.len();
+        let mut blocks: u64 = 0;
+        for range in &read.ranges {
+            check_range(*range, devices).map_err(bad)?;
+            blocks = blocks.saturating_add(range.count);
+        }
+        if blocks > (PAYLOAD_MAX / BLOCK_SIZE) as u64 {
+            return Err(bad("more blocks than one answer may have"));
+        }
+        let mut plan = Plan { crcs: Vec::new(), extents: Vec::new(), epoch: group.epoch };
+        for range in &read.ranges {
+            self.plan_range(read, *range, &mut plan)?;
+        }
+        Ok(plan)
+    }
+
+    fn plan_range(
+        &mut self,
+        read: &Read,
+        range: BlockRange,
+        plan: &mut Plan,
+    ) -> Result<(), IoRefusal> {
+        let key = key_of(&read.fence);
+        let group = &self.groups[&key];
+        let name = group.layout.portion_name(usize::from(range.device_index), key.slot);
+        let expected = group.files_expected;
+        let presence = self.files.presence(name).map_err(|error| disk_refusal(&error))?;
+        match presence {
+            Presence::Present => {}
+            Presence::None | Presence::Begun if expected => {}
+            Presence::None | Presence::Begun => return Err(IoRefusal::UnknownGroup),
+            Presence::Unreadable => return Err(unreadable(&"no header of the portion is valid")),
+        }
+        let mut cells = vec![Cell::Absent; usize::try_from(range.count).expect("checked")];
+        for run in runs(range) {
+            let checksums = self.files.checksums(name, run.first / GROUP_BLOCKS);
+            let checksums = checksums.map_err(|error| portion_refusal(&error))?;
+            for block in run.first..run.first + run.count {
+                let index = usize::try_from(block % GROUP_BLOCKS).expect("below 512");
+                if let Some(crc) = checksums.get(index) {
+                    let at = block_offset(block);
+                    cells[index_of(block, range)] = Cell::InFile { at, crc };
+                }
+            }
+        }
+        let group = &self.groups[&key];
+        paint(group, read, range, &mut cells);
+        let file = self.files.file(name).map_err(|error| disk_refusal(&error))?;
+        let group = &self.groups[&key];
+        for cell in cells {
+            let (file, at, crc) = match cell {
+                Cell::Absent => {
+                    plan.crcs.push(None);
+                    continue;
+                }
+                Cell::InFile { at, crc } => {
+                    let file = file.as_ref().ok_or_else(|| unreadable(&"the file is gone"))?;
+                    (file, at, crc)
+                }
+                Cell::InJournal { entry, at, crc } => (&group.entries[entry].journal, at, crc),
+            };
+            plan.crcs.push(Some(crc));
+            plan.add(file, at);
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    // Blocks that follow each other in one file are one extent.
+    fn add(&mut self, file: &File, at: u64) {
+        if let Some(last) = self.extents.last_mut() {
+            if Rc::ptr_eq(&last.file.0, &file.0) && last.at + last.length as u64 == at {
+                last.length += BLOCK_SIZE;
+                return;
+            }
+        }
+        self.extents.push(Extent { file: file.clone(), at, length: BLOCK_SIZE });
+    }
+}
+
+// Later entries lie over earlier ones.
+fn paint(group: &Group, read: &Read, range: BlockRange, cells: &mut [Cell]) {
+    let end = range.first + range.count;
+    let visible = |entry: &Entry| entry.number <= read.decided && entry.meets(range.first, end);
+    for (at_entry, entry) in group.entries.iter().enumerate().filter(|(_, e)| visible(e)) {
+        for piece in &entry.pieces {
+            if piece.range.device_index != range.device_index {
+                continue;
+            }
+            let first = piece.range.first.max(range.first);
+            let stop = (piece.range.first + piece.range.count).min(end);
+            for block in first..stop {
+                let index = index_of(block, piece.range);
+                cells[index_of(block, range)] = match piece.source {
+                    Source::Punch => Cell::Absent,
+                    Source::Direct => {
+                        Cell::InFile { at: block_offset(block), crc: piece.crcs[index] }
+                    }
+                    Source::Image(at) => Cell::InJournal {
+                        entry: at_entry,
+                        at: at + (index * BLOCK_SIZE) as u64,
+                        crc: piece.crcs[index],
+                    },
+                };
+            }
+        }
+    }
+}
+
+fn index_of(block: u64, range: BlockRange) -> usize {
+    usize::try_from(block - range.first).expect("ranges in memory are short")
+}
