@@ -4,6 +4,7 @@
 //! framing and flow control are in [`rpc`]. The bytes are in `docs/wire.md`.
 
 pub mod coordinator;
+pub mod coordinator_client;
 pub mod header;
 pub mod io;
 pub mod lcc;

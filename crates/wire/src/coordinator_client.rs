@@ -1,0 +1,184 @@
+//! How everybody reaches the global controller: finds it, follows it, asks again.
+//!
+//! # Theory
+//! Any coordinator may be asked; one that is not elected names the one that is. A call goes to the
+//! last one that answered, then to the others in turn, until the deadline.
+//! # Failure
+//! A call may have been carried out although it failed: every request of the service may be sent
+//! again.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use braid_env::{Address, Env, Payload};
+use braid_terms::{ClusterId, ClusterMap};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::coordinator::{
+    Coordinator, CoordinatorRefusal, CoordinatorReply, CoordinatorRequest, CoordinatorStatus,
+};
+use crate::rpc::{Client, ClientOptions, Hello, Peer, Role};
+
+/// Why the coordinators did not answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum CoordinatorError {
+    /// Nobody that is elected answered before the deadline. It may have been done all the same.
+    Unreachable,
+    /// The global controller refused.
+    Refused(CoordinatorRefusal),
+}
+
+impl std::fmt::Display for CoordinatorError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unreachable => f.write_str("no elected coordinator answers"),
+            Self::Refused(refusal) => write!(f, "the global controller refused: {refusal:?}"),
+        }
+    }
+}
+
+impl std::error::Error for CoordinatorError {}
+
+/// Access to the coordinators; clones share connections.
+#[derive(Clone)]
+pub struct CoordinatorClient(Rc<Inner>);
+
+struct Inner {
+    env: Env,
+    cluster: ClusterId,
+    peer: Peer,
+    state: RefCell<State>,
+}
+
+struct State {
+    addresses: Vec<SocketAddr>,
+    /// Whom to ask first.
+    preferred: usize,
+    clients: BTreeMap<SocketAddr, Client<Coordinator>>,
+}
+
+impl CoordinatorClient {
+    /// For the coordinators at `addresses`, of which there is at least one.
+    #[must_use]
+    pub fn new(env: Env, cluster: ClusterId, peer: Peer, addresses: Vec<SocketAddr>) -> Self {
+        let state = State { addresses, preferred: 0, clients: BTreeMap::new() };
+        Self(Rc::new(Inner { env, cluster, peer, state: RefCell::new(state) }))
+    }
+
+    /// Takes over the coordinators of a newer map.
+    pub fn learn(&self, map: &ClusterMap) {
+        let servers = map.coordinators.iter().filter_map(|server| map.servers.get(server));
+        let addresses: Vec<_> = servers.map(|server| server.coordinator_address).collect();
+        if !addresses.is_empty() {
+            let mut state = self.0.state.borrow_mut();
+            let preferred = state.addresses.get(state.preferred).copied();
+            let place = addresses.iter().position(|address| Some(*address) == preferred);
+            state.preferred = place.unwrap_or(0);
+            state.clients.retain(|address, _| addresses.contains(address));
+            state.addresses = addresses;
+        }
+    }
+
+    /// Asks the global controller; waits and asks again where it says so.
+    ///
+    /// Errors: `CoordinatorError`.
+    pub async fn call(
+        &self,
+        request: &CoordinatorRequest,
+        deadline: Duration,
+    ) -> Result<CoordinatorReply, CoordinatorError> {
+        let end = Instant::now() + deadline;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CoordinatorError::Unreachable);
+            }
+            let address = self.preferred();
+            let pause = match self.ask(address, request, left.min(ATTEMPT_MAX)).await {
+                Some(Ok(reply)) => return Ok(reply),
+                Some(Err(CoordinatorRefusal::NotLeader { leader })) => {
+                    self.follow(address, leader.map(|(_, address)| address))
+                }
+                Some(Err(CoordinatorRefusal::Wait { milliseconds })) => {
+                    Duration::from_millis(u64::from(milliseconds).clamp(10, 1000))
+                }
+                Some(Err(refusal)) => return Err(CoordinatorError::Refused(refusal)),
+                None => self.follow(address, None),
+            };
+            let left = end.saturating_duration_since(Instant::now());
+            sleep(pause.min(left)).await;
+        }
+    }
+
+    /// What each coordinator says of itself, in the order of their addresses; `None` where it does
+    /// not answer in time.
+    pub async fn statuses(&self, deadline: Duration) -> Vec<Option<CoordinatorStatus>> {
+        let addresses = self.0.state.borrow().addresses.clone();
+        let asked = addresses.into_iter().map(|address| async move {
+            match self.ask(address, &CoordinatorRequest::Status, deadline).await {
+                Some(Ok(CoordinatorReply::Status(status))) => Some(*status),
+                _ => None,
+            }
+        });
+        futures_util::future::join_all(asked).await
+    }
+
+    fn preferred(&self) -> SocketAddr {
+        let state = self.0.state.borrow();
+        state.addresses[state.preferred % state.addresses.len()]
+    }
+
+    /// Whom to ask next, and how long to wait before.
+    fn follow(&self, asked: SocketAddr, leader: Option<SocketAddr>) -> Duration {
+        let mut state = self.0.state.borrow_mut();
+        let count = state.addresses.len();
+        let known = leader.and_then(|leader| state.addresses.iter().position(|a| *a == leader));
+        if let Some(place) = known.filter(|place| state.addresses[*place] != asked) {
+            state.preferred = place;
+            return Duration::from_millis(1);
+        }
+        state.preferred = (state.preferred + 1) % count;
+        // After a round of all of them an election may be under way.
+        let jitter = self.0.env.random_below(20);
+        Duration::from_millis(if state.preferred == 0 { 50 } else { 5 } + jitter)
+    }
+
+    /// `None` where there is no answer.
+    async fn ask(
+        &self,
+        address: SocketAddr,
+        request: &CoordinatorRequest,
+        deadline: Duration,
+    ) -> Option<Result<CoordinatorReply, CoordinatorRefusal>> {
+        let client = timeout(deadline, self.client(address)).await.ok()??;
+        match client.call(request, Payload::empty(), deadline).await {
+            Ok((reply, _)) => Some(reply),
+            Err(error) => {
+                tracing::debug!(%address, %error, "a coordinator does not answer");
+                // A peer that stands still would hold up the next call as well.
+                self.0.state.borrow_mut().clients.remove(&address);
+                None
+            }
+        }
+    }
+
+    async fn client(&self, address: SocketAddr) -> Option<Client<Coordinator>> {
+        let known = self.0.state.borrow().clients.get(&address).cloned();
+        if let Some(client) = known.filter(|client| !client.is_closed()) {
+            return Some(client);
+        }
+        let hello = Hello::new(self.0.cluster, Role::Coordinator, 0, self.0.peer);
+        let options = ClientOptions::default();
+        let to = Address::Tcp(address);
+        let client = Client::connect_with(&self.0.env, to, hello, options).await.ok()?;
+        self.0.state.borrow_mut().clients.insert(address, client.clone());
+        Some(client)
+    }
+}
+
+/// Longest wait for one coordinator before another is asked.
+const ATTEMPT_MAX: Duration = Duration::from_millis(1500);
