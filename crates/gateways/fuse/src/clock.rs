@@ -1,0 +1,19 @@
+//! The two clocks of a mount: one for ages, one for file times.
+//!
+//! A mount is a front end on a machine, not a role: FUSE threads need the time too, and `Env` lives
+//! on the client library's thread only.
+
+use braid_wire::lcc::FileTime;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Milliseconds of a clock that never jumps; above 0.
+pub fn now_ms() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000 + 1
+}
+
+/// Time of day.
+pub fn wall() -> FileTime {
+    let now = clock_gettime(ClockId::Realtime);
+    FileTime { seconds: now.tv_sec, nanoseconds: now.tv_nsec as u32 }
+}

@@ -1,0 +1,432 @@
+//! Inodes of the mount: what is known of a file, and its bytes that are here.
+//!
+//! # Theory
+//! An inode is a device number. The kernel counts how often it was told of it (*lookups*) and takes
+//! that back by *forget*; an inode stays while it is counted, open, or has bytes that wait.
+//! ```text
+//! FUSE threads          answer from an inode when what is needed is in it
+//! thread of the client  asks owners, and is the only one that sends bytes away
+//! ```
+//! Both hold `state` only for the time of a copy, never while they wait.
+//! # Invariants
+//! I1 `size` is the size that this mount shows: the record's, unless bytes or a size wait here.
+//! I2 Flights do not overlap each other.
+//! I3 A chunk (read ahead) overlaps no run and no flight: a write drops the chunks it touches, and
+//!    fetched bytes are kept only if no write touched their place since they were asked for.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use braid_terms::{DeviceId, GroupLayout};
+use braid_wire::lcc::{Attributes, FileData, FileKind, FileTime};
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::buffer::{DirtyRuns, Flight, cover, overlay_bytes};
+use crate::errno::{Errno, Outcome};
+
+/// A file, directory, link, pipe, socket or node that the kernel was told of.
+pub struct Inode {
+    /// Inode number.
+    pub id: DeviceId,
+    /// What it is.
+    pub kind: FileKind,
+    /// The group with its attributes; for a directory its own group. A rename does not change it.
+    pub home: GroupLayout,
+    /// Told in listings as `..`.
+    pub parent: AtomicU64,
+    /// How often the kernel was told of it, less what it forgot.
+    pub lookups: AtomicU64,
+    /// What is known of it.
+    state: Mutex<State>,
+    /// Held over changes of where the bytes are: truncate, promote, punch.
+    pub structure: tokio::sync::Mutex<()>,
+    /// A flight or a fetch ended.
+    pub progress: Notify,
+}
+
+/// Whether an open file still has a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Names {
+    /// It has, as far as this mount knows.
+    Some,
+    /// Its last name was removed here while it was open; the record goes with the last close.
+    Kept,
+    /// The record is gone.
+    Gone,
+}
+
+/// What is known of an inode.
+pub struct State {
+    /// The record as last heard.
+    pub record: Attributes,
+    /// When, in milliseconds; 0 is too long ago.
+    pub fetched_ms: u64,
+    /// A lookup heard it just now and no open has used that yet.
+    pub open_credit_ms: u64,
+    /// See I1.
+    pub size: u64,
+    /// The size is not in the record yet.
+    pub size_waits: bool,
+    /// Time of the last write that is not in the record yet.
+    pub mtime_waits: Option<FileTime>,
+    /// Bytes that wait to be sent.
+    pub dirty: DirtyRuns,
+    /// Bytes that were sent.
+    pub flights: Vec<Flight>,
+    /// Counts writes; the number of the last one.
+    pub sequence: u64,
+    /// Bytes read ahead, by place.
+    pub chunks: BTreeMap<u64, Bytes>,
+    /// Ranges that are being read ahead.
+    pub fetching: Vec<(u64, u64)>,
+    /// Places changed at the owner since fetches under way began. See I3.
+    changed: Vec<(u64, u64, u64)>,
+    change_count: u64,
+    fetch_count: u32,
+    /// How often it is open.
+    pub opens: u32,
+    /// Whether it has names.
+    pub names: Names,
+    /// The record was changed by this mount and is not known to be stable.
+    pub record_unstable: bool,
+    /// So were the bytes of its device.
+    pub bytes_unstable: bool,
+    /// The device was never written to by anyone.
+    pub fresh: bool,
+    /// What the kernel's pages show is what the record says.
+    pub pages_valid: bool,
+    /// A task that writes back is on its way.
+    pub kicked: bool,
+    errors: u64,
+    error: Errno,
+}
+
+/// What is needed to answer a read.
+pub enum ReadPlan {
+    /// These bytes.
+    Now(Bytes),
+    /// A fetch under way brings some of it.
+    Wait,
+    /// These bytes of the device.
+    Fetch,
+}
+
+/// A fetch under way; give it back to [`State::end_fetch`].
+#[derive(Clone, Copy)]
+pub struct Fetch {
+    /// First byte.
+    pub from: u64,
+    /// First byte behind.
+    pub to: u64,
+    change_count: u64,
+}
+
+impl Inode {
+    /// An inode with its record just heard.
+    pub fn new(home: GroupLayout, record: Attributes, now_ms: u64) -> Self {
+        let size = record.size;
+        Self {
+            id: record.id,
+            kind: record.kind,
+            home,
+            parent: AtomicU64::new(0),
+            lookups: AtomicU64::new(0),
+            structure: tokio::sync::Mutex::new(()),
+            progress: Notify::new(),
+            state: Mutex::new(State {
+                record,
+                fetched_ms: now_ms,
+                open_credit_ms: now_ms,
+                size,
+                size_waits: false,
+                mtime_waits: None,
+                dirty: DirtyRuns::default(),
+                flights: Vec::new(),
+                sequence: 0,
+                chunks: BTreeMap::new(),
+                fetching: Vec::new(),
+                changed: Vec::new(),
+                change_count: 0,
+                fetch_count: 0,
+                opens: 0,
+                names: Names::Some,
+                record_unstable: false,
+                bytes_unstable: false,
+                fresh: false,
+                pages_valid: false,
+                kicked: false,
+                errors: 0,
+                error: Errno::IO,
+            }),
+        }
+    }
+
+    /// What is known of it. Never held over a wait.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+}
+
+impl State {
+    /// Whether anything waits to be sent or answered.
+    pub fn is_dirty(&self) -> bool {
+        self.size_waits
+            || self.mtime_waits.is_some()
+            || !self.dirty.is_empty()
+            || !self.flights.is_empty()
+    }
+
+    /// Takes a record in that was just heard. Says whether somebody else changed the bytes.
+    pub fn absorb(&mut self, record: Attributes, own_change: bool, now_ms: u64) -> bool {
+        if record.version < self.record.version {
+            return false; // Answers overtook each other; the newer one is here.
+        }
+        let old = &self.record;
+        let same_bytes = (record.mtime, record.size) == (old.mtime, old.size);
+        let foreign = if own_change {
+            record.version != old.version + 1
+        } else {
+            record.version != old.version && !same_bytes
+        };
+        if !self.is_dirty() {
+            self.size = record.size;
+        }
+        self.fetched_ms = now_ms;
+        self.record = record;
+        if foreign {
+            self.chunks.clear();
+            self.note_change(0, u64::MAX);
+            self.pages_valid = false;
+        }
+        foreign
+    }
+
+    /// The record as this mount shows it.
+    pub fn shown(&self) -> Attributes {
+        let old = &self.record;
+        let mut shown = Attributes {
+            data: FileData::None,
+            xattrs: Vec::new(),
+            target: None,
+            ..Attributes {
+                id: old.id,
+                kind: old.kind,
+                mode: old.mode,
+                uid: old.uid,
+                gid: old.gid,
+                size: self.size,
+                nlink: old.nlink,
+                atime: old.atime,
+                mtime: old.mtime,
+                ctime: old.ctime,
+                btime: old.btime,
+                rdev: old.rdev,
+                version: old.version,
+                open: old.open,
+                data: FileData::None,
+                target: None,
+                xattrs: Vec::new(),
+            }
+        };
+        if let Some(mtime) = self.mtime_waits {
+            shown.mtime = mtime;
+            shown.ctime = shown.ctime.max(mtime);
+        }
+        if self.names != Names::Some {
+            shown.nlink = 0;
+        }
+        shown
+    }
+
+    /// The file's device, if it has one.
+    pub fn device(&self) -> Option<&GroupLayout> {
+        match &self.record.data {
+            FileData::Device(layout) => Some(layout),
+            FileData::None | FileData::Inline(_) => None,
+        }
+    }
+
+    /// Remembers that writing back failed, for every handle to report once.
+    pub fn note_error(&mut self, error: Errno) {
+        self.errors += 1;
+        self.error = error;
+    }
+
+    /// Number of failures so far: what a new handle has seen.
+    pub fn errors(&self) -> u64 {
+        self.errors
+    }
+
+    /// Reports a failure that the handle has not yet reported.
+    pub fn check_error(&self, seen: &AtomicU64) -> Outcome<()> {
+        if seen.swap(self.errors, Ordering::Relaxed) == self.errors { Ok(()) } else { Err(self.error) }
+    }
+
+    /// Bytes at the owner changed in `from..to`.
+    pub fn note_change(&mut self, from: u64, to: u64) {
+        self.change_count += 1;
+        if self.fetch_count > 0 {
+            self.changed.push((self.change_count, from, to));
+        }
+    }
+
+    /// A fetch begins.
+    pub fn begin_fetch(&mut self, from: u64, to: u64) -> Fetch {
+        self.fetch_count += 1;
+        Fetch { from, to, change_count: self.change_count }
+    }
+
+    /// A fetch ended; says whether what it brought is still what the owner has.
+    pub fn end_fetch(&mut self, fetch: Fetch) -> bool {
+        let good = !self.changed.iter().any(|(count, from, to)| {
+            *count > fetch.change_count && *from < fetch.to && *to > fetch.from
+        });
+        self.fetch_count -= 1;
+        if self.fetch_count == 0 {
+            self.changed.clear();
+        }
+        good
+    }
+
+    /// Keeps bytes that were read ahead, unless a write that waits touches them. Says whether.
+    pub fn keep_chunk(&mut self, at: u64, bytes: Bytes) -> bool {
+        let end = at + bytes.len() as u64;
+        let touched = self.dirty.overlaps(at, end)
+            || self.flights.iter().any(|flight| flight.start < end && flight.end() > at)
+            || self.overlaps_chunk(at, end);
+        if !touched && !bytes.is_empty() {
+            self.chunks.insert(at, bytes);
+        }
+        !touched
+    }
+
+    fn overlaps_chunk(&self, from: u64, to: u64) -> bool {
+        self.chunks.range(from..to).next().is_some()
+            || self
+                .chunks
+                .range(..from)
+                .next_back()
+                .is_some_and(|(start, bytes)| start + bytes.len() as u64 > from)
+    }
+
+    /// Drops chunks that touch `from..to`; gives their bytes' count.
+    pub fn drop_chunks(&mut self, from: u64, to: u64) -> u64 {
+        if self.chunks.is_empty() {
+            return 0;
+        }
+        let mut dropped = 0;
+        self.chunks.retain(|start, bytes| {
+            let keep = *start >= to || start + bytes.len() as u64 <= from;
+            dropped += if keep { 0 } else { bytes.len() as u64 };
+            keep
+        });
+        dropped
+    }
+
+    /// How to answer a read of `len` bytes at `at`.
+    pub fn plan_read(&self, at: u64, len: usize) -> ReadPlan {
+        let end = at.saturating_add(len as u64).min(self.size);
+        if at >= end {
+            return ReadPlan::Now(Bytes::new());
+        }
+        if self.device().is_some() {
+            if let Some(bytes) = self.in_one_chunk(at, end) {
+                return ReadPlan::Now(bytes);
+            }
+            let mut holes = vec![(at, end)];
+            self.dirty.cover(&mut holes);
+            for flight in &self.flights {
+                cover(&mut holes, flight.start, flight.end());
+            }
+            for (start, bytes) in &self.chunks {
+                cover(&mut holes, *start, start + bytes.len() as u64);
+            }
+            if !holes.is_empty() {
+                let fetched = |(from, to): &(u64, u64)| *from < end && *to > at;
+                let waits = self.fetching.iter().any(fetched);
+                return if waits { ReadPlan::Wait } else { ReadPlan::Fetch };
+            }
+        }
+        ReadPlan::Now(self.compose(at, end, None))
+    }
+
+    fn in_one_chunk(&self, at: u64, end: u64) -> Option<Bytes> {
+        let (start, bytes) = self.chunks.range(..=at).next_back()?;
+        let inside = end <= start + bytes.len() as u64;
+        inside.then(|| bytes.slice((at - start) as usize..(end - start) as usize))
+    }
+
+    /// The bytes of `at..end`: zeros below inline bytes, chunks, `fetched`, flights, runs.
+    pub fn compose(&self, at: u64, end: u64, fetched: Option<(u64, &[u8])>) -> Bytes {
+        let mut out = vec![0; usize::try_from(end - at).expect("one read")];
+        if let FileData::Inline(bytes) = &self.record.data {
+            overlay_bytes(0, bytes, at, &mut out);
+        }
+        for (start, bytes) in &self.chunks {
+            overlay_bytes(*start, bytes, at, &mut out);
+        }
+        if let Some((start, bytes)) = fetched {
+            overlay_bytes(start, bytes, at, &mut out);
+        }
+        for flight in &self.flights {
+            flight.overlay(at, &mut out);
+        }
+        self.dirty.overlay(at, &mut out);
+        out.into()
+    }
+}
+
+/// All inodes that the kernel was told of, by number.
+#[derive(Default)]
+pub struct InodeTable {
+    inodes: Mutex<BTreeMap<DeviceId, Arc<Inode>>>,
+}
+
+impl InodeTable {
+    fn inodes(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Arc<Inode>>> {
+        self.inodes.lock().expect("no holder panics")
+    }
+
+    /// The inode of that number.
+    pub fn get(&self, id: DeviceId) -> Option<Arc<Inode>> {
+        self.inodes().get(&id).cloned()
+    }
+
+    /// The inode of a record that was just heard, known already or new. Says also whether somebody
+    /// else changed its bytes.
+    pub fn hear(&self, home: &GroupLayout, record: Attributes, now_ms: u64) -> (Arc<Inode>, bool) {
+        let mut inodes = self.inodes();
+        if let Some(inode) = inodes.get(&record.id) {
+            let inode = inode.clone();
+            drop(inodes);
+            let foreign = inode.state().absorb(record, false, now_ms);
+            return (inode, foreign);
+        }
+        let inode = Arc::new(Inode::new(home.clone(), record, now_ms));
+        inodes.insert(inode.id, inode.clone());
+        (inode, false)
+    }
+
+    /// The kernel forgets some of what it was told.
+    pub fn forget(&self, id: DeviceId, count: u64) {
+        let mut inodes = self.inodes();
+        let Some(inode) = inodes.get(&id) else { return };
+        let before = inode.lookups.fetch_sub(count, Ordering::Relaxed);
+        if before <= count {
+            inode.lookups.store(0, Ordering::Relaxed);
+            let state = inode.state();
+            let idle = state.opens == 0 && !state.is_dirty() && state.names != Names::Kept;
+            drop(state);
+            if idle {
+                inodes.remove(&id);
+            }
+        }
+    }
+
+    /// Inodes with bytes, sizes or times that wait.
+    pub fn dirty(&self) -> Vec<Arc<Inode>> {
+        self.inodes().values().filter(|inode| inode.state().is_dirty()).cloned().collect()
+    }
+}

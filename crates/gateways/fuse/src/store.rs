@@ -1,0 +1,60 @@
+//! What the mount needs of the cluster: names, attributes and bytes by group.
+//!
+//! The words are those of `wire::lcc`; finding the owner, retries and operation ids are the client
+//! library's. A trait, so that the mount is tested without a cluster (`memory.rs`).
+
+use braid_env::Payload;
+use braid_terms::{DataType, GroupLayout};
+use braid_wire::lcc::{DirectoryOp, FileOp, LccRefusal, LccReply, OperationId};
+use bytes::Bytes;
+
+/// Why a request was not done.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The owner refused.
+    #[error("refused: {0:?}")]
+    Refused(LccRefusal),
+    /// No owner could be reached in time; whether it was done is not known.
+    #[error("unreachable: {reason}")]
+    Unreachable {
+        /// What was tried.
+        reason: String,
+    },
+}
+
+/// Bytes of the whole cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Space {
+    /// User bytes that it can hold.
+    pub total: u64,
+    /// User bytes that still fit.
+    pub free: u64,
+}
+
+/// A cluster as the mount sees it. Futures run on one thread.
+#[allow(async_fn_in_trait, reason = "one thread: no caller wants `Send`")]
+pub trait Store: 'static {
+    /// The root directory's group.
+    async fn root(&self) -> Result<GroupLayout, StoreError>;
+    /// Does it at the owner of a directory's group.
+    async fn directory(&self, group: &GroupLayout, op: DirectoryOp)
+    -> Result<LccReply, StoreError>;
+    /// Does it at the owner of a file's group.
+    async fn file(
+        &self,
+        group: &GroupLayout,
+        op: FileOp,
+        payload: Payload,
+    ) -> Result<(LccReply, Bytes), StoreError>;
+    /// Layouts of new devices, at least one.
+    async fn new_devices(
+        &self,
+        data_type: DataType,
+        count: u32,
+    ) -> Result<Vec<GroupLayout>, StoreError>;
+    /// A new identity of a change.
+    fn operation(&self) -> OperationId;
+    /// How full the cluster is.
+    async fn space(&self) -> Result<Space, StoreError>;
+}
