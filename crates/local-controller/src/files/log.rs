@@ -623,4 +623,4 @@ const READ_SIZE: u64 = 4 << 20;
 
 #[cfg(test)]
 #[path = "log_test.rs"]
-mod test;
+pub(super) mod test;

@@ -4,12 +4,12 @@ const DEVICE: DeviceId = DeviceId(727);
 
 /// A device as the group would keep it.
 #[derive(Clone, Default)]
-struct Device {
-    bytes: Vec<u8>,
+pub(in crate::files) struct Device {
+    pub bytes: Vec<u8>,
 }
 
 impl Device {
-    fn write(&mut self, write: &LogWrite) {
+    pub fn write(&mut self, write: &LogWrite) {
         let at = usize::try_from(write.at).unwrap();
         assert_eq!(at % BLOCK_SIZE, 0);
         let end = at + write.bytes.len();
@@ -19,7 +19,7 @@ impl Device {
         self.bytes[at..end].copy_from_slice(&write.bytes);
     }
 
-    fn punch(&mut self, switch: &Switch) {
+    pub fn punch(&mut self, switch: &Switch) {
         let at = usize::try_from(switch.punch_at).unwrap();
         let end = at + usize::try_from(switch.punch_length).unwrap();
         let end = end.min(self.bytes.len());
@@ -28,7 +28,11 @@ impl Device {
 
     /// Records up to the end or to the damage.
     fn replay(&self) -> (Vec<Record>, Result<Log, Damage>) {
-        let mut replay = Replay::new(DEVICE, LogRole::Names, self.bytes.len() as u64);
+        self.replay_as(DEVICE, LogRole::Names)
+    }
+
+    pub fn replay_as(&self, device: DeviceId, role: LogRole) -> (Vec<Record>, Result<Log, Damage>) {
+        let mut replay = Replay::new(device, role, self.bytes.len() as u64);
         let mut records = Vec::new();
         loop {
             match replay.next() {

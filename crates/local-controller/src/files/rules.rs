@@ -1,0 +1,883 @@
+//! What an operation on a directory changes, and when it is refused.
+//!
+//! # Theory
+//! Operations are checked against the decided state with all undecided changes laid over it, in the
+//! order in which they arrive. What they change becomes part of the batch that is being collected;
+//! a batch is one cluster write, so all of it happens or nothing.
+//! ```text
+//! readers   -> State                                     decided
+//! operations-> State + Pending (batch in flight, batch being collected) -> Pending
+//! decided   -> the batch's changes go from Pending to State
+//! ```
+//! # Invariants
+//! P1 A refused operation changed nothing.
+//! P2 An operation id is done once: a repeat is answered as the first, or waits for it.
+//! P3 `Pending` has, of what a key was given in several batches, the newest.
+//! # Source
+//! DESIGN 8, W-7 (inside a group), F-9, N-4; L2 of `wire::lcc`.
+
+use std::collections::BTreeMap;
+
+use braid_terms::{DeviceId, GroupLayout, INLINE_MAX_DEFAULT, SYMLINK_MAX};
+use braid_wire::lcc::{
+    AttributeChanges, Attributes, DirectoryEntry, DirectoryOp, FileData, FileKind, FileTime,
+    IfExists, LccRefusal, LccReply, NewAttributes, OperationId, SetTime,
+};
+use bytes::Bytes;
+
+use super::record::{Answer, Change, OwnState, Upload, is_name};
+use super::state::{State, without_inline};
+
+/// Number of a batch, in the order of deciding.
+pub type BatchNumber = u64;
+
+/// Changes that are not decided yet, by what they change.
+#[derive(Default)]
+pub struct Pending {
+    /// The batch that is being collected.
+    batch: BatchNumber,
+    names: Overlay<Bytes, DirectoryEntry>,
+    attributes: Overlay<DeviceId, Attributes>,
+    uploads: Overlay<DeviceId, Upload>,
+    to_remove: Overlay<DeviceId, GroupLayout>,
+    operations: Overlay<OperationId, Answer>,
+    own: Option<(BatchNumber, OwnState)>,
+    /// In the order of their doing, in the batch that is being collected.
+    operations_new: Vec<OperationId>,
+    /// Above those given, if any was given since the start.
+    next_cookie: u64,
+    /// Entries with all changes, minus those that are decided.
+    entries_added: i64,
+}
+
+type Overlay<K, V> = BTreeMap<K, (BatchNumber, Option<V>)>;
+
+/// What becomes of an operation.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is part of this batch; the reply counts when that is decided.
+    Batched(BatchNumber, LccReply),
+    /// It was done before; decided.
+    Repeated(LccReply),
+    /// It was done before, in a batch that is not decided: when it is, ask again.
+    RepeatedIn(BatchNumber),
+}
+
+/// Where and when an operation happens.
+#[derive(Clone, Debug)]
+pub struct Circumstances {
+    /// Time of day.
+    pub now: FileTime,
+    /// A number that no device has, for a file whose bytes are inline.
+    pub new_id: DeviceId,
+    /// The directory's group.
+    pub layout: GroupLayout,
+}
+
+impl Pending {
+    /// For a state without undecided changes.
+    pub fn new(state: &State) -> Self {
+        Self { batch: 1, next_cookie: state.next_cookie, ..Self::default() }
+    }
+
+    /// Whether the batch being collected has any change.
+    pub fn is_empty(&self) -> bool {
+        self.operations_new.is_empty() && self.changed_keys() == 0
+    }
+
+    fn changed_keys(&self) -> usize {
+        let batch = self.batch;
+        fn count<K, V>(overlay: &Overlay<K, V>, batch: BatchNumber) -> usize {
+            overlay.values().filter(|(of, _)| *of == batch).count()
+        }
+        count(&self.uploads, batch)
+            + count(&self.to_remove, batch)
+            + count(&self.attributes, batch)
+            + count(&self.names, batch)
+    }
+
+    /// Ends the batch being collected: its number and changes. A next one begins.
+    pub fn close(&mut self) -> (BatchNumber, Vec<Change>) {
+        let batch = self.batch;
+        let mut changes = Vec::new();
+        let own = self.own.iter().filter(|(of, _)| *of == batch);
+        changes.extend(own.map(|(_, own)| Change::Directory(own.clone())));
+        // Removals of names go first: an entry may take over the cookie of a removed one.
+        let names = in_batch(&self.names, batch);
+        let (entered, removed): (Vec<_>, Vec<_>) = names.partition(|(_, entry)| entry.is_some());
+        changes.extend(removed.iter().map(|(name, _)| Change::RemoveName((*name).clone())));
+        changes.extend(entered.into_iter().filter_map(|(_, e)| e.clone()).map(Change::Enter));
+        changes.extend(in_batch(&self.attributes, batch).map(
+            |(id, attributes)| match attributes {
+                Some(attributes) => Change::Attributes(Box::new(attributes.clone())),
+                None => Change::RemoveAttributes(*id),
+            },
+        ));
+        changes.extend(in_batch(&self.uploads, batch).map(|(device, upload)| match upload {
+            Some(upload) => Change::Upload(upload.clone()),
+            None => Change::UploadEnded(*device),
+        }));
+        changes.extend(in_batch(&self.to_remove, batch).map(|(device, layout)| match layout {
+            Some(layout) => Change::ToRemove(layout.clone()),
+            None => Change::Removed(*device),
+        }));
+        for operation in std::mem::take(&mut self.operations_new) {
+            let (_, answer) = &self.operations[&operation];
+            let answer = answer.clone().expect("operations are only added");
+            changes.push(Change::Operation(operation, answer));
+        }
+        self.batch += 1;
+        (batch, changes)
+    }
+
+    /// A batch is decided, and its changes are in the state: they are not pending any more.
+    pub fn decided(&mut self, batch: BatchNumber, state: &State, entries_before: usize) {
+        fn settle<K: Ord, V>(overlay: &mut Overlay<K, V>, batch: BatchNumber) {
+            overlay.retain(|_, (of, _)| *of > batch);
+        }
+        settle(&mut self.names, batch);
+        settle(&mut self.attributes, batch);
+        settle(&mut self.uploads, batch);
+        settle(&mut self.to_remove, batch);
+        settle(&mut self.operations, batch);
+        self.own.take_if(|(of, _)| *of <= batch);
+        self.entries_added -= state.names.len() as i64 - entries_before as i64;
+    }
+}
+
+fn in_batch<K, V>(
+    overlay: &Overlay<K, V>,
+    batch: BatchNumber,
+) -> impl Iterator<Item = (&K, &Option<V>)> {
+    overlay.iter().filter(move |(_, (of, _))| *of == batch).map(|(key, (_, value))| (key, value))
+}
+
+fn laid_over<'a, K: Ord, V>(
+    overlay: &'a Overlay<K, V>,
+    below: &'a BTreeMap<K, V>,
+    key: &K,
+) -> Option<&'a V> {
+    match overlay.get(key) {
+        Some((_, value)) => value.as_ref(),
+        None => below.get(key),
+    }
+}
+
+/// Does a changing operation, or refuses it.
+///
+/// Errors: the refusal; nothing changed.
+pub fn change(
+    state: &State,
+    pending: &mut Pending,
+    op: DirectoryOp,
+    around: &Circumstances,
+) -> Result<Verdict, LccRefusal> {
+    let operation = operation_of(&op).ok_or_else(|| bad("this operation changes nothing"))?;
+    if let Some(verdict) = repeated(state, pending, operation) {
+        return Ok(verdict);
+    }
+    let mut draft = Draft { state, pending, around };
+    let (reply, answer) = draft.apply(op)?;
+    let batch = pending.batch;
+    pending.operations.insert(operation, (batch, Some(answer)));
+    pending.operations_new.push(operation);
+    Ok(Verdict::Batched(batch, reply))
+}
+
+/// The portions of a removed group are gone: it leaves the to-remove list.
+pub fn removed(pending: &mut Pending, device: DeviceId) -> BatchNumber {
+    pending.to_remove.insert(device, (pending.batch, None));
+    pending.batch
+}
+
+/// Uploads that were begun before `before` are given up; how many.
+pub fn abandon_old(state: &State, pending: &mut Pending, before: i64) -> usize {
+    let old: Vec<_> =
+        state.uploads.values().filter(|u| u.begun < before).map(|u| u.layout.clone()).collect();
+    let mut count = 0;
+    for layout in old {
+        let device = layout.group();
+        if laid_over(&pending.uploads, &state.uploads, &device).is_some() {
+            pending.uploads.insert(device, (pending.batch, None));
+            pending.to_remove.insert(device, (pending.batch, Some(layout)));
+            count += 1;
+        }
+    }
+    count
+}
+
+/// The id of an operation that changes something.
+pub fn operation_of(op: &DirectoryOp) -> Option<OperationId> {
+    match op {
+        DirectoryOp::Begin { operation, .. }
+        | DirectoryOp::Create { operation, .. }
+        | DirectoryOp::BeginUploads { operation, .. }
+        | DirectoryOp::AbandonUploads { operation, .. }
+        | DirectoryOp::Enter { operation, .. }
+        | DirectoryOp::Unlink { operation, .. }
+        | DirectoryOp::Rename { operation, .. }
+        | DirectoryOp::SetAttributes { operation, .. }
+        | DirectoryOp::Retire { operation }
+        | DirectoryOp::Revive { operation }
+        | DirectoryOp::SetParent { operation, .. } => Some(*operation),
+        DirectoryOp::Lookup { .. }
+        | DirectoryOp::List { .. }
+        | DirectoryOp::GetAttributes { .. }
+        | DirectoryOp::Parent
+        | DirectoryOp::Sync
+        | DirectoryOp::Remove => None,
+    }
+}
+
+fn repeated(state: &State, pending: &Pending, operation: OperationId) -> Option<Verdict> {
+    if let Some((batch, _)) = pending.operations.get(&operation) {
+        return Some(Verdict::RepeatedIn(*batch));
+    }
+    state.operations.get(&operation).map(|answer| Verdict::Repeated(state.reply(answer)))
+}
+
+type Outcome = Result<(LccReply, Answer), LccRefusal>;
+
+struct Draft<'a> {
+    state: &'a State,
+    pending: &'a mut Pending,
+    around: &'a Circumstances,
+}
+
+impl Draft<'_> {
+    fn apply(&mut self, op: DirectoryOp) -> Outcome {
+        if let DirectoryOp::Begin { attributes, parent, .. } = op {
+            return self.begin(&attributes, parent);
+        }
+        let own = self.own().ok_or(LccRefusal::NotFound)?;
+        match op {
+            DirectoryOp::Create { name, attributes, if_exists, .. } => {
+                self.create(&name, attributes, if_exists)
+            }
+            DirectoryOp::BeginUploads { layouts, .. } => self.begin_uploads(layouts),
+            DirectoryOp::AbandonUploads { devices, .. } => self.abandon_uploads(&devices),
+            DirectoryOp::Enter { name, id, kind, home, if_exists, .. } => self
+                .enter(DirectoryEntry { name, id, kind, home: Some(home), cookie: 0 }, if_exists),
+            DirectoryOp::Unlink { name, only_id, keep, directory, .. } => {
+                self.unlink(&name, only_id, &UnlinkOptions { keep, directory })
+            }
+            DirectoryOp::Rename { from, to, exchange, if_exists, replaced_directory, .. } => {
+                if exchange {
+                    self.exchange(&from, &to)
+                } else {
+                    self.rename(&from, &to, if_exists, replaced_directory)
+                }
+            }
+            DirectoryOp::SetAttributes { id, changes, .. } => self.set_attributes(id, &changes),
+            DirectoryOp::Retire { .. } => self.retire(own),
+            DirectoryOp::Revive { .. } => {
+                self.set_own(OwnState { retired: false, ..own });
+                done()
+            }
+            DirectoryOp::SetParent { parent, .. } => {
+                check_directory_layout(&parent)?;
+                self.set_own(OwnState { parent, ..own });
+                done()
+            }
+            _ => Err(bad("this operation changes nothing")),
+        }
+    }
+
+    fn begin(&mut self, new: &NewAttributes, parent: GroupLayout) -> Outcome {
+        check_directory_layout(&parent)?;
+        if self.own().is_some() {
+            return Err(LccRefusal::Exists { kind: FileKind::Directory });
+        }
+        let is_plain =
+            new.kind == FileKind::Directory && new.data == FileData::None && new.target.is_none();
+        if !is_plain {
+            return Err(bad("a directory has no bytes and no target"));
+        }
+        check_xattrs(&new.xattrs)?;
+        let attributes = self.fresh_attributes(self.state.id, new.clone());
+        let shown = Attributes { nlink: 2, ..attributes.clone() };
+        self.put_attributes(attributes);
+        self.set_own(OwnState { retired: false, parent });
+        Ok((LccReply::Attributes(Box::new(shown)), Answer::Attributes(self.state.id)))
+    }
+
+    fn create(&mut self, name: &Bytes, new: NewAttributes, if_exists: IfExists) -> Outcome {
+        check_name(name)?;
+        self.check_not_retired()?;
+        check_new(&new)?;
+        let old = self.may_take(name, new.kind, if_exists)?;
+        let id = match &new.data {
+            FileData::Device(layout) => layout.group(),
+            FileData::None | FileData::Inline(_) => self.around.new_id,
+        };
+        if self.attributes(id).is_some() {
+            return Err(LccRefusal::Conflict);
+        }
+        let replaced = self.release(old.as_ref());
+        if let FileData::Device(layout) = &new.data {
+            self.end_upload(layout.group());
+        }
+        let kind = new.kind;
+        let attributes = self.fresh_attributes(id, new);
+        self.put_attributes(attributes.clone());
+        let entry = self.put_entry(
+            DirectoryEntry { name: name.clone(), id, kind, home: None, cookie: 0 },
+            old.as_ref(),
+        );
+        self.touch_directory();
+        let answer = Answer::Entry { entry: entry.clone(), replaced: replaced.clone() };
+        Ok((LccReply::Entry { entry, attributes: Some(Box::new(attributes)), replaced }, answer))
+    }
+
+    fn begin_uploads(&mut self, layouts: Vec<GroupLayout>) -> Outcome {
+        self.check_not_retired()?;
+        if !(1..=UPLOADS_AT_ONCE_MAX).contains(&layouts.len()) {
+            return Err(bad("1 to 4096 uploads are begun at once"));
+        }
+        layouts.iter().try_for_each(check_file_layout)?;
+        if layouts.iter().any(|layout| self.attributes(layout.group()).is_some()) {
+            return Err(LccRefusal::Conflict);
+        }
+        let begun = self.around.now.seconds;
+        for layout in layouts {
+            let upload = Upload { begun, layout: layout.clone() };
+            self.pending.uploads.insert(layout.group(), (self.pending.batch, Some(upload)));
+        }
+        done()
+    }
+
+    fn abandon_uploads(&mut self, devices: &[DeviceId]) -> Outcome {
+        for device in devices {
+            let upload = laid_over(&self.pending.uploads, &self.state.uploads, device).cloned();
+            if let Some(upload) = upload {
+                self.end_upload(*device);
+                self.put_to_remove(upload.layout);
+            }
+        }
+        done()
+    }
+
+    fn enter(&mut self, mut entry: DirectoryEntry, if_exists: IfExists) -> Outcome {
+        check_name(&entry.name)?;
+        self.check_not_retired()?;
+        let home = entry.home.take().expect("given with the operation");
+        check_directory_layout(&home)?;
+        if home.group() == self.state.id {
+            // It comes back to where its attributes are.
+            let kind = self.attributes(entry.id).ok_or(LccRefusal::NotFound)?.kind;
+            if kind != entry.kind || kind == FileKind::Directory {
+                return Err(bad("this is not what the id stands for here"));
+            }
+        } else {
+            entry.home = Some(home);
+        }
+        let old = self.may_take(&entry.name, entry.kind, if_exists)?;
+        if old.as_ref().is_some_and(|old| old.id == entry.id) {
+            // Already there: a rename that was interrupted comes again.
+            let old = old.expect("just looked at");
+            let answer = Answer::Entry { entry: old.clone(), replaced: None };
+            let attributes = self.attributes_at(&old);
+            return Ok((LccReply::Entry { entry: old, attributes, replaced: None }, answer));
+        }
+        let replaced = self.release(old.as_ref());
+        let entry = self.put_entry(entry, old.as_ref());
+        self.touch_directory();
+        let answer = Answer::Entry { entry: entry.clone(), replaced: replaced.clone() };
+        let attributes = self.attributes_at(&entry);
+        Ok((LccReply::Entry { entry, attributes, replaced }, answer))
+    }
+
+    fn unlink(
+        &mut self,
+        name: &Bytes,
+        only_id: Option<DeviceId>,
+        options: &UnlinkOptions,
+    ) -> Outcome {
+        let entry = self.entry(name).cloned().ok_or(LccRefusal::NotFound)?;
+        if only_id.is_some_and(|id| id != entry.id) {
+            return Err(LccRefusal::Conflict);
+        }
+        match (entry.kind == FileKind::Directory, options.directory) {
+            (true, false) => return Err(LccRefusal::IsDirectory),
+            (false, true) => return Err(LccRefusal::NotDirectory),
+            (true, true) | (false, false) => {}
+        }
+        let attributes = self.attributes_at(&entry);
+        if !options.keep {
+            self.release(Some(&entry));
+        }
+        self.remove_entry(&entry);
+        self.touch_directory();
+        Ok(removed_reply(Some(entry), attributes))
+    }
+
+    fn rename(
+        &mut self,
+        from: &Bytes,
+        to: &Bytes,
+        if_exists: IfExists,
+        replaced_directory: Option<DeviceId>,
+    ) -> Outcome {
+        check_name(to)?;
+        self.check_not_retired()?;
+        let source = self.entry(from).cloned().ok_or(LccRefusal::NotFound)?;
+        let target = self.entry(to).cloned();
+        if let Some(target) = &target {
+            check_replace(&source, target, if_exists, replaced_directory)?;
+            if target.id == source.id {
+                // Two names of one file: POSIX says that nothing happens.
+                return Ok(removed_reply(None, None));
+            }
+        }
+        let attributes = target.as_ref().and_then(|target| self.attributes_at(target));
+        self.release(target.as_ref());
+        self.remove_entry(&source);
+        let moved = DirectoryEntry { name: to.clone(), ..source };
+        self.touch_moved(&moved);
+        self.put_entry(moved, target.as_ref());
+        self.touch_directory();
+        Ok(removed_reply(target, attributes))
+    }
+
+    fn exchange(&mut self, from: &Bytes, to: &Bytes) -> Outcome {
+        self.check_not_retired()?;
+        let one = self.entry(from).cloned().ok_or(LccRefusal::NotFound)?;
+        let other = self.entry(to).cloned().ok_or(LccRefusal::NotFound)?;
+        if from == to {
+            return Ok(removed_reply(None, None));
+        }
+        for (entry, place) in [(&one, &other), (&other, &one)] {
+            let moved = DirectoryEntry { name: place.name.clone(), ..entry.clone() };
+            self.touch_moved(&moved);
+            self.put_entry(moved, Some(place));
+        }
+        self.touch_directory();
+        Ok(removed_reply(None, None))
+    }
+
+    fn set_attributes(&mut self, id: DeviceId, changes: &AttributeChanges) -> Outcome {
+        let old = self.attributes(id).cloned().ok_or(LccRefusal::NotFound)?;
+        if changes.only_version.is_some_and(|version| version != old.version) {
+            return Err(LccRefusal::Conflict);
+        }
+        let is_file = old.kind == FileKind::File;
+        if !is_file && (changes.data.is_some() || changes.size.is_some() || changes.open.is_some())
+        {
+            return Err(match old.kind {
+                FileKind::Directory => LccRefusal::IsDirectory,
+                _ => bad("only a regular file has bytes"),
+            });
+        }
+        if id == self.state.id && changes.nlink != 0 {
+            return Err(bad("names of a directory are counted by themselves"));
+        }
+        if let Some((data, size)) = &changes.data {
+            check_data(data, *size)?;
+        }
+        if changes.size.is_some_and(|size| size > i64::MAX as u64) {
+            return Err(LccRefusal::TooBig);
+        }
+        let xattrs = changed_xattrs(&old.xattrs, changes)?;
+        let nlink = i64::from(old.nlink) + i64::from(changes.nlink);
+        let nlink = u32::try_from(nlink.max(0)).map_err(|_| bad("too many names"))?;
+
+        let mut new = Attributes { xattrs, nlink, ..old.clone() };
+        self.change_fields(&mut new, changes);
+        if id != self.state.id && nlink == 0 {
+            self.drop_file(&old);
+            let last = Box::new(without_inline(new.clone()));
+            return Ok((LccReply::Attributes(Box::new(new)), Answer::Last(last)));
+        }
+        self.change_data(&old, changes.data.as_ref());
+        self.put_attributes(new.clone());
+        let shown = if id == self.state.id { self.own_attributes(new) } else { new };
+        Ok((LccReply::Attributes(Box::new(shown)), Answer::Attributes(id)))
+    }
+
+    /// All fields that need no check.
+    fn change_fields(&self, new: &mut Attributes, changes: &AttributeChanges) {
+        let now = self.around.now;
+        let time = |set: Option<SetTime>, old: FileTime| match set {
+            None => old,
+            Some(SetTime::Now) => now,
+            Some(SetTime::To(time)) => time,
+        };
+        let size_before = new.size;
+        if let Some((data, size)) = &changes.data {
+            new.data = data.clone();
+            new.size = *size;
+        }
+        if let Some(size) = changes.size
+            && (changes.size_exact || size > new.size)
+        {
+            new.size = size;
+        }
+        let bytes_changed = changes.data.is_some() || new.size != size_before;
+        new.atime = time(changes.atime, new.atime);
+        new.mtime = time(changes.mtime, if bytes_changed { now } else { new.mtime });
+        new.mode = changes.mode.map_or(new.mode, |mode| mode & MODE_BITS);
+        new.uid = changes.uid.unwrap_or(new.uid);
+        new.gid = changes.gid.unwrap_or(new.gid);
+        new.open = changes.open.unwrap_or(new.open);
+        let only_atime = AttributeChanges { atime: changes.atime, ..AttributeChanges::default() };
+        if *changes != only_atime {
+            new.ctime = now;
+        }
+        new.version += 1;
+    }
+
+    /// New bytes in place of the old ones: the old device goes, the new one is an upload no more.
+    fn change_data(&mut self, old: &Attributes, data: Option<&(FileData, u64)>) {
+        let Some((data, _)) = data else { return };
+        let new_device = match data {
+            FileData::Device(layout) => Some(layout.group()),
+            FileData::None | FileData::Inline(_) => None,
+        };
+        if let Some(device) = new_device {
+            self.end_upload(device);
+        }
+        if let FileData::Device(layout) = &old.data
+            && new_device != Some(layout.group())
+        {
+            self.put_to_remove(layout.clone());
+        }
+    }
+
+    fn retire(&mut self, own: OwnState) -> Outcome {
+        if own.parent.group() == self.state.id {
+            return Err(bad("the root directory stays"));
+        }
+        if self.entry_count() > 0 {
+            return Err(LccRefusal::NotEmpty);
+        }
+        // Again is all right: whoever retired it before may have died before the name was removed.
+        self.set_own(OwnState { retired: true, ..own });
+        done()
+    }
+
+    // What is there.
+
+    fn own(&self) -> Option<OwnState> {
+        match &self.pending.own {
+            Some((_, own)) => Some(own.clone()),
+            None => self.state.own.clone(),
+        }
+    }
+
+    fn entry(&self, name: &Bytes) -> Option<&DirectoryEntry> {
+        laid_over(&self.pending.names, &self.state.names, name)
+    }
+
+    fn attributes(&self, id: DeviceId) -> Option<&Attributes> {
+        laid_over(&self.pending.attributes, &self.state.attributes, &id)
+    }
+
+    fn attributes_at(&self, entry: &DirectoryEntry) -> Option<Box<Attributes>> {
+        match entry.home {
+            Some(_) => None,
+            None => self.attributes(entry.id).cloned().map(Box::new),
+        }
+    }
+
+    fn entry_count(&self) -> i64 {
+        self.state.names.len() as i64 + self.pending.entries_added
+    }
+
+    /// The directory's own attributes as they are shown.
+    fn own_attributes(&self, attributes: Attributes) -> Attributes {
+        let size = u64::try_from(self.entry_count()).unwrap_or(0);
+        // The number of sub-directories is that of the decided state: a hint, as in most systems.
+        Attributes { size, nlink: 2 + self.state.subdirectories, ..attributes }
+    }
+
+    fn check_not_retired(&self) -> Result<(), LccRefusal> {
+        if self.own().is_some_and(|own| own.retired) {
+            return Err(LccRefusal::Retired);
+        }
+        Ok(())
+    }
+
+    /// Whether something of this kind may be entered under a name; what it replaces.
+    fn may_take(
+        &self,
+        name: &Bytes,
+        kind: FileKind,
+        if_exists: IfExists,
+    ) -> Result<Option<DirectoryEntry>, LccRefusal> {
+        let Some(old) = self.entry(name) else {
+            return Ok(None);
+        };
+        match if_exists {
+            IfExists::Fail => Err(LccRefusal::Exists { kind: old.kind }),
+            IfExists::Replace if old.kind == FileKind::Directory => Err(LccRefusal::IsDirectory),
+            IfExists::Replace if kind == FileKind::Directory => Err(LccRefusal::NotDirectory),
+            IfExists::Replace => Ok(Some(old.clone())),
+        }
+    }
+
+    // What is changed.
+
+    fn fresh_attributes(&self, id: DeviceId, new: NewAttributes) -> Attributes {
+        let now = self.around.now;
+        let size = match new.kind {
+            FileKind::Symlink => new.target.as_ref().map_or(0, |target| target.len() as u64),
+            _ => new.size,
+        };
+        let mut xattrs = new.xattrs;
+        xattrs.sort();
+        Attributes {
+            id,
+            kind: new.kind,
+            mode: new.mode & MODE_BITS,
+            uid: new.uid,
+            gid: new.gid,
+            size,
+            nlink: 1,
+            atime: now,
+            mtime: new.mtime.unwrap_or(now),
+            ctime: now,
+            btime: now,
+            rdev: new.rdev,
+            version: 1,
+            open: false,
+            data: new.data,
+            target: new.target,
+            xattrs,
+        }
+    }
+
+    fn put_attributes(&mut self, attributes: Attributes) {
+        self.pending.attributes.insert(attributes.id, (self.pending.batch, Some(attributes)));
+    }
+
+    /// Enters a name; it keeps the cookie of the entry that it replaces.
+    fn put_entry(
+        &mut self,
+        mut entry: DirectoryEntry,
+        replaced: Option<&DirectoryEntry>,
+    ) -> DirectoryEntry {
+        entry.cookie = match replaced {
+            Some(replaced) => replaced.cookie,
+            None => {
+                self.pending.next_cookie += 1;
+                self.pending.next_cookie - 1
+            }
+        };
+        if self.entry(&entry.name).is_none() {
+            self.pending.entries_added += 1;
+        }
+        let change = (self.pending.batch, Some(entry.clone()));
+        self.pending.names.insert(entry.name.clone(), change);
+        entry
+    }
+
+    fn remove_entry(&mut self, entry: &DirectoryEntry) {
+        assert!(self.entry(&entry.name).is_some(), "only what is there is removed");
+        self.pending.entries_added -= 1;
+        self.pending.names.insert(entry.name.clone(), (self.pending.batch, None));
+    }
+
+    /// What an entry names has one name less. Gives the entry back where its count is kept
+    /// elsewhere.
+    fn release(&mut self, entry: Option<&DirectoryEntry>) -> Option<DirectoryEntry> {
+        let entry = entry?;
+        match (&entry.home, entry.kind) {
+            (Some(home), FileKind::Directory) => {
+                // It was retired; its portions go when nothing is left in it.
+                self.put_to_remove(home.clone());
+                Some(entry.clone())
+            }
+            (Some(_), _) => Some(entry.clone()),
+            (None, _) => {
+                let Some(attributes) = self.attributes(entry.id).cloned() else {
+                    return None;
+                };
+                if attributes.nlink <= 1 {
+                    self.drop_file(&attributes);
+                } else {
+                    let nlink = attributes.nlink - 1;
+                    let version = attributes.version + 1;
+                    let ctime = self.around.now;
+                    self.put_attributes(Attributes { nlink, version, ctime, ..attributes });
+                }
+                None
+            }
+        }
+    }
+
+    /// The last name of a file is gone. Source: F-9, N-4.
+    fn drop_file(&mut self, attributes: &Attributes) {
+        self.pending.attributes.insert(attributes.id, (self.pending.batch, None));
+        if let FileData::Device(layout) = &attributes.data {
+            self.put_to_remove(layout.clone());
+        }
+    }
+
+    fn put_to_remove(&mut self, layout: GroupLayout) {
+        self.pending.to_remove.insert(layout.group(), (self.pending.batch, Some(layout)));
+    }
+
+    fn end_upload(&mut self, device: DeviceId) {
+        if laid_over(&self.pending.uploads, &self.state.uploads, &device).is_some() {
+            self.pending.uploads.insert(device, (self.pending.batch, None));
+        }
+    }
+
+    fn set_own(&mut self, own: OwnState) {
+        self.pending.own = Some((self.pending.batch, own));
+    }
+
+    /// Names changed: so did the directory.
+    fn touch_directory(&mut self) {
+        let own = self.attributes(self.state.id).cloned();
+        let own = own.expect("a directory that was begun has attributes");
+        let now = self.around.now;
+        self.put_attributes(Attributes { mtime: now, ctime: now, version: own.version + 1, ..own });
+    }
+
+    /// A renamed file has a new time of change.
+    fn touch_moved(&mut self, entry: &DirectoryEntry) {
+        if entry.home.is_none()
+            && let Some(attributes) = self.attributes(entry.id).cloned()
+        {
+            let version = attributes.version + 1;
+            self.put_attributes(Attributes { ctime: self.around.now, version, ..attributes });
+        }
+    }
+}
+
+struct UnlinkOptions {
+    keep: bool,
+    directory: bool,
+}
+
+fn done() -> Outcome {
+    Ok((LccReply::Done, Answer::Done))
+}
+
+fn removed_reply(
+    entry: Option<DirectoryEntry>,
+    attributes: Option<Box<Attributes>>,
+) -> (LccReply, Answer) {
+    let kept = attributes.clone().map(|attributes| Box::new(without_inline(*attributes)));
+    let answer = Answer::Removed { entry: entry.clone(), attributes: kept };
+    (LccReply::Removed { entry, attributes }, answer)
+}
+
+/// Whether a rename may put `source` in the place of `target`.
+fn check_replace(
+    source: &DirectoryEntry,
+    target: &DirectoryEntry,
+    if_exists: IfExists,
+    replaced_directory: Option<DeviceId>,
+) -> Result<(), LccRefusal> {
+    let is_directory = |entry: &DirectoryEntry| entry.kind == FileKind::Directory;
+    let exists = LccRefusal::Exists { kind: target.kind };
+    match (is_directory(source), is_directory(target)) {
+        _ if if_exists == IfExists::Fail => Err(exists),
+        _ if source.id == target.id => Ok(()),
+        (false, false) => Ok(()),
+        (false, true) => Err(LccRefusal::IsDirectory),
+        (true, false) => Err(LccRefusal::NotDirectory),
+        (true, true) if replaced_directory == Some(target.id) => Ok(()),
+        (true, true) => Err(exists),
+    }
+}
+
+fn changed_xattrs(
+    old: &[(Bytes, Bytes)],
+    changes: &AttributeChanges,
+) -> Result<Vec<(Bytes, Bytes)>, LccRefusal> {
+    if changes.set_xattrs.is_empty() && changes.remove_xattrs.is_empty() {
+        return Ok(old.to_vec());
+    }
+    let mut xattrs: BTreeMap<Bytes, Bytes> = old.iter().cloned().collect();
+    for name in &changes.remove_xattrs {
+        if xattrs.remove(name).is_none() {
+            return Err(LccRefusal::NotFound);
+        }
+    }
+    xattrs.extend(changes.set_xattrs.iter().cloned());
+    let xattrs: Vec<_> = xattrs.into_iter().collect();
+    check_xattrs(&xattrs)?;
+    Ok(xattrs)
+}
+
+fn check_name(name: &[u8]) -> Result<(), LccRefusal> {
+    if is_name(name) {
+        return Ok(());
+    }
+    Err(bad("a name has 1 to 255 bytes, no '/', no NUL, and is not '.' or '..'"))
+}
+
+fn check_new(new: &NewAttributes) -> Result<(), LccRefusal> {
+    if new.kind == FileKind::Directory {
+        return Err(bad("a directory is begun in its own group and entered here"));
+    }
+    let has_target = new.target.as_ref().map(|target| target.len());
+    match (new.kind, has_target) {
+        (FileKind::Symlink, Some(1..=SYMLINK_MAX)) => {}
+        (FileKind::Symlink, _) => return Err(bad("a symlink's target has 1 to 4095 bytes")),
+        (_, Some(_)) => return Err(bad("only a symlink has a target")),
+        (_, None) => {}
+    }
+    if new.kind != FileKind::File && (new.data != FileData::None || new.size != 0) {
+        return Err(bad("only a regular file has bytes"));
+    }
+    check_data(&new.data, new.size)?;
+    check_xattrs(&new.xattrs)
+}
+
+fn check_data(data: &FileData, size: u64) -> Result<(), LccRefusal> {
+    if size > i64::MAX as u64 {
+        return Err(LccRefusal::TooBig);
+    }
+    match data {
+        FileData::None if size == 0 => Ok(()),
+        FileData::None => Err(bad("a file without bytes has size 0")),
+        FileData::Inline(bytes) if bytes.len() > INLINE_MAX_DEFAULT => {
+            Err(bad("at most 4096 bytes stand inline"))
+        }
+        FileData::Inline(bytes) if bytes.len() as u64 == size => Ok(()),
+        FileData::Inline(_) => Err(bad("inline bytes are as many as the size says")),
+        FileData::Device(layout) => check_file_layout(layout),
+    }
+}
+
+fn check_file_layout(layout: &GroupLayout) -> Result<(), LccRefusal> {
+    check_layout(layout)?;
+    if layout.devices.len() == 1 { Ok(()) } else { Err(bad("a file has one device")) }
+}
+
+/// The layout of a directory's group, from outside.
+pub fn check_directory_layout(layout: &GroupLayout) -> Result<(), LccRefusal> {
+    check_layout(layout)?;
+    if layout.devices.len() == 2 { Ok(()) } else { Err(bad("a directory has two devices")) }
+}
+
+/// Any layout from outside.
+pub fn check_layout(layout: &GroupLayout) -> Result<(), LccRefusal> {
+    layout.check().map_err(|error| LccRefusal::BadRequest { reason: error.to_string() })
+}
+
+fn check_xattrs(xattrs: &[(Bytes, Bytes)]) -> Result<(), LccRefusal> {
+    let bytes: usize = xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let names_fit = xattrs.iter().all(|(name, _)| (1..=255).contains(&name.len()));
+    if names_fit && bytes <= XATTR_BYTES_MAX && xattrs.len() <= XATTRS_MAX {
+        return Ok(());
+    }
+    Err(bad("extended attributes have names of 1 to 255 bytes and are at most 64 KiB together"))
+}
+
+fn bad(reason: &str) -> LccRefusal {
+    LccRefusal::BadRequest { reason: reason.to_owned() }
+}
+
+const MODE_BITS: u32 = 0o7777;
+const UPLOADS_AT_ONCE_MAX: usize = 4096;
+const XATTR_BYTES_MAX: usize = 64 << 10;
+const XATTRS_MAX: usize = 1024;
+
+#[cfg(test)]
+#[path = "rules_test.rs"]
+mod test;
