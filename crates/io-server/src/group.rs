@@ -246,7 +246,7 @@ impl Group {
         let writes = self.entries.iter().take(count).filter_map(|entry| entry.record.as_ref());
         let newest = writes
             .filter(|record| record.kind == RecordKind::Write && record.number > self.lengths_at)
-            .last();
+            .next_back();
         let (lengths, existing, lengths_at) = match newest {
             Some(record) => (record.lengths.clone(), record.existing, record.number),
             None => (self.lengths.clone(), self.existing, self.lengths_at),

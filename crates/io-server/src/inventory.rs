@@ -143,7 +143,7 @@ pub(crate) async fn verify(
                 bad.push(BlockRange { device_index, first: block, count: 1 });
             }
             blocks += 1;
-            if index as u64 % VERIFY_BLOCKS == 0 {
+            if (index as u64).is_multiple_of(VERIFY_BLOCKS) {
                 yield_now().await;
             }
         }

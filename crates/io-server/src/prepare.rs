@@ -45,10 +45,10 @@ pub enum Verdict {
 /// Source: W-1.
 #[must_use]
 pub fn judge(group: &Group, record: &Record) -> Verdict {
-    if let RecordKind::Outcome { ends_at } = record.kind {
-        if record.number.sequence != 0 || ends_at >= record.number {
-            return Verdict::Bad("an outcome record has sequence 0 and ends before itself");
-        }
+    if let RecordKind::Outcome { ends_at } = record.kind
+        && (record.number.sequence != 0 || ends_at >= record.number)
+    {
+        return Verdict::Bad("an outcome record has sequence 0 and ends before itself");
     }
     let number = record.number;
     let kept = group.entries.iter().rev().find(|entry| entry.is_record(number));

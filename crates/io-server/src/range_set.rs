@@ -60,10 +60,10 @@ impl RangeSet {
         let (mut at, end) = (range.first, range.first.saturating_add(range.count));
         let mut gaps = Vec::new();
         let before = self.ranges.range(..=(device_index, at)).next_back();
-        if let Some(((device, _), found_end)) = before {
-            if *device == device_index {
-                at = at.max((*found_end).min(end));
-            }
+        if let Some(((device, _), found_end)) = before
+            && *device == device_index
+        {
+            at = at.max((*found_end).min(end));
         }
         for ((_, first), found_end) in self.ranges.range((device_index, at)..(device_index, end)) {
             if at < *first {

@@ -177,11 +177,12 @@ impl Store {
 impl Plan {
     // Blocks that follow each other in one file are one extent.
     fn add(&mut self, file: &File, at: u64) {
-        if let Some(last) = self.extents.last_mut() {
-            if Rc::ptr_eq(&last.file.0, &file.0) && last.at + last.length as u64 == at {
-                last.length += BLOCK_SIZE;
-                return;
-            }
+        if let Some(last) = self.extents.last_mut()
+            && Rc::ptr_eq(&last.file.0, &file.0)
+            && last.at + last.length as u64 == at
+        {
+            last.length += BLOCK_SIZE;
+            return;
         }
         self.extents.push(Extent { file: file.clone(), at, length: BLOCK_SIZE });
     }

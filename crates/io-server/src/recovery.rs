@@ -438,6 +438,7 @@ impl Replay<'_> {
             if !self.store.groups.contains_key(&key) {
                 for name in names {
                     self.store.files.remove(name)?;
+                    self.store.files.unsynced.folder(name);
                 }
             }
         }
@@ -465,6 +466,10 @@ impl Replay<'_> {
     fn check_direct(&mut self, key: SlotKey) -> io::Result<()> {
         let group = &self.store.groups[&key];
         let names = Store::names(&group.layout, key.slot);
+        if !group.entries.is_empty() || group.files_expected {
+            // The start before may have made the files without having synced their names.
+            names.iter().for_each(|name| self.store.files.unsynced.folder(*name));
+        }
         let mut lost = None;
         'entries: for (index, entry) in group.entries.iter().enumerate() {
             if entry.position <= self.synced {

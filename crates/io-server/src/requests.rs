@@ -437,9 +437,10 @@ impl Store {
         prev: WriteNumber,
     ) -> Result<bool, IoRefusal> {
         let Some(create) = create else { return Ok(false) };
-        if prev != WriteNumber::NONE || self.evicted.contains_key(&key) {
+        if prev != WriteNumber::NONE {
             return Ok(false);
         }
+        self.load_evicted(key)?;
         if let Some(group) = self.groups.get(&key) {
             return Ok(!group.known && group.entries.is_empty());
         }

@@ -67,10 +67,12 @@ impl Default for Limits {
 }
 
 /// A group that left the memory.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Evicted {
     pub grant: GrantNumber,
     pub shape: Shape,
+    /// Of a group that an open alone made known: no header has it.
+    pub layout: Option<Box<GroupLayout>>,
 }
 
 /// See the module.
@@ -178,10 +180,11 @@ impl Store {
         if self.groups.contains_key(&key) {
             return Ok(true);
         }
-        let Some(Evicted { shape, .. }) = self.evicted.get(&key).copied() else {
-            return Ok(false);
-        };
-        self.load_shape(key, shape)?;
+        match self.evicted.get(&key).cloned() {
+            None => return Ok(false),
+            Some(Evicted { layout: Some(layout), .. }) => self.load(&layout, key)?,
+            Some(Evicted { shape, .. }) => self.load_shape(key, shape)?,
+        }
         Ok(self.groups.contains_key(&key))
     }
 
@@ -272,7 +275,9 @@ impl Store {
         for (_, key) in clean.into_iter().take(too_many) {
             let Some(group) = self.groups.remove(&key) else { continue };
             if group.opened {
-                self.evicted.insert(key, Evicted { grant: group.grant, shape: group.shape() });
+                let (grant, shape) = (group.grant, group.shape());
+                let layout = (!group.known).then(|| Box::new(group.layout));
+                self.evicted.insert(key, Evicted { grant, shape, layout });
             }
         }
         // Where most groups must stay, looking again is worth it only when there are many more.

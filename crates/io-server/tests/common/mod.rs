@@ -1,6 +1,8 @@
 //! A small owner for tests: makes records and asks an I/O server.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod disk;
+
 use std::path::Path;
 use std::rc::Rc;
 
