@@ -421,3 +421,15 @@ fn no_bytes_make_the_decoders_panic() {
         let _ = braid_wire::header::decode::<Ask>(&bytes);
     }
 }
+
+/// The example of `docs/wire.md`.
+#[test]
+fn the_first_frame_is_as_documented() {
+    let head = Header::plain(FrameKind::Hello).with(&hello());
+    assert_eq!(head.len(), 0x16);
+    assert_eq!(head[..16], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(head[16..], [1, 1, 7, 0, 0, 2]);
+    assert_eq!(crc_fast::crc32_iscsi(b"123456789"), 0xe306_9283);
+    let crc = crc_fast::crc32_iscsi(&head);
+    assert_eq!(crc.to_le_bytes(), [0x19, 0x54, 0x7f, 0x41]);
+}

@@ -5,6 +5,9 @@
 //! is bound here. An LC listens once for several threads: [`RawListener`] accepts without reading,
 //! [`Accepted::peek_head`] looks at the first frame and leaves it unread, and the descriptor goes
 //! to the thread that it is for, which makes it a connection by [`connection_from_fd`].
+//!
+//! Sizes of socket buffers are left to the kernel: with 1 MiB and 4 MiB set, 64 KiB and 1 MiB
+//! payloads over loopback were as fast or slower, over TCP and over Unix sockets.
 //! # Failure
 //! A peer that vanished without a word is noticed by keep-alive probes within a minute, and within
 //! 20 s when bytes wait for it.
