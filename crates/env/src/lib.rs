@@ -110,3 +110,13 @@ impl Env {
         self.0.folder(path)
     }
 }
+
+/// A set of tasks in which a panic is never lost: tokio would keep it in a handle that nobody looks
+/// at, and the role would go on with half of itself.
+fn new_task_set() -> tokio::task::LocalSet {
+    #[allow(unused_mut, reason = "changed only with tokio_unstable")]
+    let mut tasks = tokio::task::LocalSet::new();
+    #[cfg(tokio_unstable)]
+    tasks.unhandled_panic(tokio::runtime::UnhandledPanic::ShutdownRuntime);
+    tasks
+}

@@ -26,7 +26,7 @@ use futures_util::future::LocalBoxFuture;
 use rustix::rand::GetRandomFlags;
 use rustix::time::ClockId;
 
-use crate::{Address, Connection, Env, Folder, Listener, Moment, WallTime, World};
+use crate::{Address, Connection, Env, Folder, Listener, Moment, WallTime, World, new_task_set};
 use disk::MachineFolder;
 use pool::Pool;
 pub use socket::{Accepted, RawListener, connection_from_fd, listen_raw};
@@ -43,6 +43,15 @@ pub fn env(inherited: Inherited) -> Env {
         random: RefCell::new(RandomBytes { bytes: [0; RANDOM_BUFFER], used: RANDOM_BUFFER }),
         pool: Rc::new(Pool::new()),
     }))
+}
+
+/// Runs a role in this thread: a runtime of one thread and a set of tasks. A panic of any task is a
+/// panic of this call.
+///
+/// Errors: the machine gives no runtime.
+pub fn run<T>(role: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(new_task_set().block_on(&runtime, role))
 }
 
 struct Machine {

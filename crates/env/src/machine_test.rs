@@ -1,14 +1,20 @@
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::task::LocalSet;
-
 use super::*;
 use crate::{Frame, OpenMode};
+use bytes::Bytes;
 
 fn run<F: Future>(future: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, future)
+    super::run(future).unwrap()
+}
+
+#[test]
+#[should_panic(expected = "panic")]
+fn a_panic_of_a_task_is_not_swallowed() {
+    run(async {
+        tokio::task::spawn_local(async { panic!("an invariant of the role") });
+        std::future::pending::<()>().await;
+    });
 }
 
 fn frame(head: &'static [u8], payload: Vec<u8>) -> Frame {

@@ -37,10 +37,10 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::mpsc;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::spawn_local;
 use tokio::time::Instant;
 
-use crate::Env;
+use crate::{Env, new_task_set};
 pub use disk::SimDisk;
 use machine::MachineState;
 pub use machine::SimMachine;
@@ -226,15 +226,6 @@ impl Shared {
         let at = u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.trace.borrow_mut().event(at, what, from, to, bytes, count);
     }
-}
-
-/// A set of tasks in which a panic is never lost (V3).
-fn new_task_set() -> LocalSet {
-    #[allow(unused_mut, reason = "changed only with tokio_unstable")]
-    let mut tasks = LocalSet::new();
-    #[cfg(tokio_unstable)]
-    tasks.unhandled_panic(tokio::runtime::UnhandledPanic::ShutdownRuntime);
-    tasks
 }
 
 #[cfg(test)]

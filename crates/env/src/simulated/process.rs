@@ -17,11 +17,11 @@ use futures_util::future::LocalBoxFuture;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
+use super::Shared;
 use super::disk::SimFolder;
 use super::machine::{MachineState, SimMachine};
 use super::network::{self, Goodbye};
-use super::{Shared, new_task_set};
-use crate::{Address, Connection, Env, Folder, Listener, Moment, WallTime, World};
+use crate::{Address, Connection, Env, Folder, Listener, Moment, WallTime, World, new_task_set};
 
 /// A process of a machine; clones share it. Dropping it changes nothing.
 #[derive(Clone)]
