@@ -39,6 +39,7 @@ impl Store {
         let Some(mut group) = self.groups.remove(&key) else { return Ok(0) };
         let count = group.applicable(self.synced);
         group.epoch += 1;
+        group.forget_aborted(self.synced);
         let result = if 0 < count || group.header_dirty {
             self.apply_entries(&mut group, count)
         } else {

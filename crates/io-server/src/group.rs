@@ -72,6 +72,9 @@ pub struct Group {
     pub header_dirty: bool,
     /// Kept records and rebuilt blocks, in the order of the journal.
     pub entries: VecDeque<Entry>,
+    /// Blocks whose direct bytes belong to a dropped record, and the position that dropped it. Until
+    /// that is on the medium the record may come back, and would want its bytes. Source: W-8.
+    pub aborted: Vec<(JournalPosition, BlockRange)>,
     /// Counts changes of what lies in place, so that a read that overlapped one is read again.
     pub epoch: u64,
     /// When it was last used, by the store's counter.
@@ -157,6 +160,7 @@ impl Group {
             rejoined: false,
             header_dirty: false,
             entries: VecDeque::new(),
+            aborted: Vec::new(),
             epoch: 0,
             used: 0,
         }
@@ -194,7 +198,7 @@ impl Group {
         let number = record.number;
         if let RecordKind::Outcome { ends_at } = record.kind {
             // Rebuilt blocks stay: they are the state at a decided mark.
-            self.entries.retain(|entry| entry.record.is_none() || entry.number <= ends_at);
+            self.drop_entries(at.0, |entry| entry.record.is_some() && ends_at < entry.number);
             self.outcome = Some((number, ends_at, at.0));
         }
         self.last = number;
@@ -217,7 +221,16 @@ impl Group {
         let number = record.number;
         let entry = self.entries.iter_mut().find(|entry| entry.is_record(number));
         let entry = entry.expect("the judge found the record");
+        self.aborted.extend(entry.direct_ranges().map(|range| (at.0, range)));
         *entry = Entry::new(number, Some(record), Vec::new(), at);
+    }
+
+    /// Drops kept entries because of the journal record at `position`.
+    pub fn drop_entries(&mut self, position: JournalPosition, drops: impl Fn(&Entry) -> bool) {
+        for entry in self.entries.iter().filter(|entry| drops(entry)) {
+            self.aborted.extend(entry.direct_ranges().map(|range| (position, range)));
+        }
+        self.entries.retain(|entry| !drops(entry));
     }
 
     /// Removes the newest records down to (without) `number`, as if they had never been taken.
@@ -307,6 +320,11 @@ impl Group {
             Some(record) => (record.lengths.clone(), record.existing),
             None => (self.lengths.clone(), self.existing),
         }
+    }
+
+    /// Forgets aborted blocks whose abort is on the medium.
+    pub fn forget_aborted(&mut self, synced: JournalPosition) {
+        self.aborted.retain(|(position, _)| synced < *position);
     }
 
     /// Blocks of `range` that some kept entry changes.
@@ -431,6 +449,12 @@ impl Entry {
         self.span.0 < end && first < self.span.1
     }
 
+    /// Runs whose bytes are in the portion file.
+    pub fn direct_ranges(&self) -> impl Iterator<Item = BlockRange> + '_ {
+        let direct = self.pieces.iter().filter(|piece| piece.source == Source::Direct);
+        direct.map(|piece| piece.range)
+    }
+
     /// Its changes as they came, and which of their blocks are in the portion file.
     #[must_use]
     pub fn to_changes(&self) -> (Vec<Change>, Vec<BlockRange>) {
@@ -442,8 +466,7 @@ impl Entry {
                 crcs: piece.crcs.clone(),
             },
         };
-        let direct = self.pieces.iter().filter(|piece| piece.source == Source::Direct);
-        (self.pieces.iter().map(change).collect(), direct.map(|piece| piece.range).collect())
+        (self.pieces.iter().map(change).collect(), self.direct_ranges().collect())
     }
 }
 

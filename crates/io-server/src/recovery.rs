@@ -294,7 +294,7 @@ impl Replay<'_> {
                 rejoined.layout.check().ok()?;
                 self.seen.insert(rejoined.key);
                 self.removed.remove(&rejoined.key);
-                self.store.take_rejoin(rejoined).ok()
+                self.store.take_rejoin(rejoined, position).ok()
             }),
             Kind::Remove => parse(&record).and_then(|removed: Removed| {
                 removed.layout.check().ok()?;
@@ -472,7 +472,9 @@ impl Replay<'_> {
         }
         let mut lost = None;
         'entries: for (index, entry) in group.entries.iter().enumerate() {
-            if entry.position <= self.synced {
+            // What is stable was synced here, also where the marker that says so is lost; and its
+            // place may have been punched and taken again since.
+            if entry.position <= self.synced || entry.number <= group.stable {
                 continue;
             }
             for piece in entry.pieces.iter().filter(|piece| piece.source == Source::Direct) {

@@ -273,26 +273,30 @@ impl Store {
                 return Err(unreadable(&"a header is lost: rejoin as whole"));
             }
         }
-        self.append(Kind::Rejoin, &rejoined, &[])?;
+        let position = self.append(Kind::Rejoin, &rejoined, &[])?.position;
         if rejoined.whole {
             for name in Self::names(&rejoined.layout, key.slot) {
                 self.files.remove(name).map_err(|error| disk_refusal(&error))?;
             }
         }
-        self.take_rejoin(rejoined)?;
+        self.take_rejoin(rejoined, position)?;
         self.touched();
         Ok(())
     }
 
     /// Takes a rejoin into the state.
-    pub fn take_rejoin(&mut self, rejoined: Rejoined) -> Result<(), IoRefusal> {
-        let Rejoined { key, layout, after, .. } = rejoined;
+    pub fn take_rejoin(
+        &mut self,
+        rejoined: Rejoined,
+        position: JournalPosition,
+    ) -> Result<(), IoRefusal> {
+        let Rejoined { key, layout, after, whole, .. } = rejoined;
         self.load(&layout, key)?;
         let damages = self.damages;
         let group = self.group(key).expect("just loaded");
-        group
-            .entries
-            .retain(|entry| !rejoined.whole && entry.record.is_some() && entry.number <= after);
+        group.drop_entries(position, |entry| {
+            whole || entry.record.is_none() || after < entry.number
+        });
         group.layout = layout;
         group.known = true;
         group.home = rejoined.home;
@@ -520,8 +524,12 @@ impl Store {
         if range.count < least {
             return Ok(vec![(range, false)]);
         }
-        let group = self.groups.get(&key);
-        let mut blocked = group.map(|group| group.covered(range)).unwrap_or_default();
+        let mut blocked = RangeSet::default();
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.forget_aborted(self.synced);
+            blocked = group.covered(range);
+            group.aborted.iter().for_each(|(_, range)| blocked.add(*range));
+        }
         seen.iter().for_each(|range| blocked.add(range));
         if !over_blocks {
             for run in runs(range) {

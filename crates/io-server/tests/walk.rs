@@ -9,6 +9,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::rc::Rc;
 
 use braid_env::Env;
 use braid_io_server::Limits;
@@ -22,7 +23,7 @@ const NONE: WriteNumber = WriteNumber::NONE;
 const BLOCKS: u64 = 600;
 const GROUPS: u64 = 3;
 
-type Content = BTreeMap<u64, Vec<u8>>;
+type Content = BTreeMap<u64, Rc<Vec<u8>>>;
 
 /// Something that entered the journal for a group, in order.
 #[derive(Clone)]
@@ -219,7 +220,7 @@ impl Walk {
             for (index, block) in found.chunks(4096).enumerate() {
                 let expect = content.get(&(index as u64));
                 let good = match expect {
-                    Some(expect) => block == expect,
+                    Some(expect) => block == **expect,
                     None => block.iter().all(|byte| *byte == 0),
                 };
                 assert!(good, "seed {} group {group} block {index} at {decided}", self.seed);
@@ -246,7 +247,7 @@ impl Walk {
             changes.push(write(first, &bytes));
             payload.extend_from_slice(&bytes);
             for (index, block) in bytes.chunks(4096).enumerate() {
-                content.insert(first + index as u64, block.to_vec());
+                content.insert(first + index as u64, Rc::new(block.to_vec()));
             }
         }
         (changes, payload)
