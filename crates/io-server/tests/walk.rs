@@ -31,7 +31,7 @@ struct Event {
     number: WriteNumber,
     kind: RecordKind,
     /// What a write makes of the content.
-    content: Content,
+    content: Rc<Content>,
     synced: bool,
 }
 
@@ -40,13 +40,13 @@ struct Event {
 struct Link {
     number: WriteNumber,
     kind: RecordKind,
-    content: Content,
+    content: Rc<Content>,
 }
 
 #[derive(Default)]
 struct ModelGroup {
     /// State at the stable mark, and what came since.
-    base: Content,
+    base: Rc<Content>,
     base_number: WriteNumber,
     events: Vec<Event>,
     decided: WriteNumber,
@@ -82,11 +82,12 @@ impl ModelGroup {
         self.chain().last().map_or(self.base_number, |link| link.number)
     }
 
-    fn content(&self) -> Content {
+    fn content(&self) -> Rc<Content> {
         self.chain().last().map_or_else(|| self.base.clone(), |link| link.content.clone())
     }
 
     fn push(&mut self, number: WriteNumber, kind: RecordKind, content: Content) {
+        let content = Rc::new(content);
         self.events.push(Event { number, kind, content, synced: false });
     }
 
@@ -255,7 +256,7 @@ impl Walk {
 
     async fn prepare(&mut self, group: u64) {
         let at = usize::try_from(group).unwrap();
-        let mut content = self.groups[at].content();
+        let mut content = (*self.groups[at].content()).clone();
         let (changes, payload) = self.draw_changes(&mut content);
         let model = &mut self.groups[at];
         model.sequence += 1;
@@ -420,8 +421,9 @@ fn walk(seeds: std::ops::Range<u64>, steps: u64) {
 
 #[test] // Proves: W-1, W-2, W-8, W-9, W-12, S-1, S-3.
 fn promised_records_survive_crashes_and_synced_ones_power_cuts() {
-    let seeds = std::env::var("BRAID_WALK_SEEDS").ok().and_then(|text| text.parse().ok());
-    walk(0..seeds.unwrap_or(40), 120);
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let from = number("BRAID_WALK_FROM").unwrap_or(0);
+    walk(from..from + number("BRAID_WALK_SEEDS").unwrap_or(6), 120);
 }
 
 #[test]

@@ -1,0 +1,220 @@
+//! Ring 4: damaged bytes, a full disk, a medium that fails.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+
+use braid_io_server::{IoFatal, IoServer, Limits};
+use braid_terms::{PortionIndex, WriteNumber};
+use braid_wire::io::*;
+use common::disk::{Random, TestDisk};
+use common::*;
+
+const NONE: WriteNumber = WriteNumber::NONE;
+
+/// A disk with one group that is applied, and one whose records are all in the journal.
+async fn filled() -> TestDisk {
+    let disk = TestDisk::new();
+    let env = disk.env(1);
+    format(&env, Path::new("/disk")).await;
+    let server = start(&env, Path::new("/disk"), 1).await;
+    for device in [7, 8] {
+        let owner = Owner::new(&server, device, 1, 1);
+        for sequence in 1..=3 {
+            let bytes = blocks(device * 100 + sequence, 3);
+            let changes = vec![write(sequence * 2, &bytes)];
+            let prev = if sequence == 1 { NONE } else { number(1, sequence - 1) };
+            let stable = if device == 7 { prev } else { NONE };
+            let record = record(number(1, sequence), prev, changes);
+            owner.prepare(record, &bytes, prev, stable).await.unwrap();
+        }
+        owner.sync().await;
+        if device == 7 {
+            owner.marks(number(1, 3), number(1, 3), vec![]).await;
+            server.checkpoint().await.unwrap();
+        }
+    }
+    let owner = Owner::new(&server, 8, 1, 1);
+    owner.sync().await;
+    // Later records tell that what stands before was synced.
+    owner.open_with(vec![Absent { slot: PortionIndex(2), joining_from: None }]).await.unwrap();
+    disk.clone()
+}
+
+/// What is read of a group: blocks that fit their checksums, or a refusal.
+async fn check_group(server: &Started, device: u64, sound: bool) -> bool {
+    let owner = Owner::new(server, device, 2, 2);
+    let report = match owner.open().await {
+        Ok(report) => report,
+        Err(IoRefusal::Unreadable { .. }) => return true,
+        Err(other) => panic!("{other:?}"),
+    };
+    let mut told = report.damaged_after.is_some()
+        || report.files.contains(&FileState::Unreadable)
+        || report.last != number(1, 3);
+    let fence = owner.fence();
+    let ranges = vec![BlockRange { device_index: 0, first: 0, count: 12 }];
+    let read = Read { fence, decided: number(1, 3), ranges };
+    let (reply, payload) = owner.ask(IoRequest::Read(Box::new(read)), &[]).await;
+    let Ok(IoReply::Blocks { crcs }) = reply else { return true };
+    let bytes = payload.into_bytes();
+    let mut present = bytes.chunks(4096);
+    let mut expect = vec![None; 12];
+    for sequence in 1..=3 {
+        for index in 0..3 {
+            let at = usize::try_from(sequence * 2 + index).unwrap();
+            expect[at] = Some(block(device * 100 + sequence + index));
+        }
+    }
+    for (crc, expect) in crcs.iter().zip(expect) {
+        let found = crc.map(|crc| (crc, present.next().unwrap()));
+        match (found, expect) {
+            (None, None) => {}
+            (Some((crc, bytes)), Some(expect)) => {
+                let fits = braid_io_server::crc32c(bytes) == crc;
+                told |= !fits;
+                assert!(!fits || bytes == expect, "wrong bytes with a right checksum");
+            }
+            (found, _) => {
+                assert!(told, "a block appeared or vanished: {:?}", found.map(|found| found.0));
+            }
+        }
+    }
+    assert!(!sound || !told, "nothing was damaged");
+    told
+}
+
+#[test] // Proves: S-2, S-3.
+fn a_flipped_bit_anywhere_is_told_and_never_a_panic() {
+    run(async {
+        let disk = filled().await;
+        let files: Vec<(String, usize)> = disk
+            .files()
+            .into_iter()
+            .filter(|(name, _)| name != "disk.toml")
+            .map(|(name, bytes)| (name, bytes.len()))
+            .collect();
+        let mut random = Random(9);
+        let mut told = 0;
+        for round in 0..240 {
+            let copy = disk.copy();
+            if 0 < round {
+                let (name, length) =
+                    &files[usize::try_from(random.below(files.len() as u64)).unwrap()];
+                // Mostly heads and bodies, where a bit matters.
+                let reach = if random.below(3) == 0 { *length } else { (*length).min(4096) };
+                let at = usize::try_from(random.below(reach as u64)).unwrap();
+                copy.flip(name, at, u8::try_from(random.below(8)).unwrap());
+            }
+            let env = copy.env(2);
+            let server = start(&env, Path::new("/disk"), 2).await;
+            for device in [7, 8] {
+                told += u32::from(check_group(&server, device, round == 0).await);
+                let name = layout(device).portion_name(0, PortionIndex(1));
+                let owner = Owner::new(&server, device, 2, 2);
+                let _ = owner.ask(IoRequest::Verify { name }, &[]).await;
+            }
+            let _ = server.checkpoint().await;
+        }
+        assert!(40 < told, "most bits matter: {told}");
+    });
+}
+
+#[test] // Proves: F-6.
+fn verification_finds_the_bad_block() {
+    run(async {
+        let disk = filled().await;
+        let name = layout(7).portion_name(0, PortionIndex(1));
+        disk.flip(&name.path(), 8192 + 3 * 4096 + 5, 1);
+        let env = disk.env(2);
+        let server = start(&env, Path::new("/disk"), 2).await;
+        let owner = Owner::new(&server, 7, 2, 2);
+        match owner.ask(IoRequest::Verify { name }, &[]).await.0 {
+            Ok(IoReply::Verified { blocks, bad }) => {
+                assert_eq!(blocks, 7);
+                assert_eq!(bad, vec![BlockRange { device_index: 0, first: 3, count: 1 }]);
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test] // Proves: S-4.
+fn a_full_disk_refuses_bytes_and_takes_voids_and_removals() {
+    run(async {
+        let disk = TestDisk::new();
+        let env = disk.env(1);
+        format(&env, Path::new("/disk")).await;
+        let mut config = config(Path::new("/disk"));
+        config.limits = Limits { reserve_bytes: 1 << 20, ..Limits::default() };
+        let server = start_with(&env, &config, 1).await;
+        let owner = Owner::new(&server, 7, 1, 1);
+        let bytes = blocks(1, 8);
+        let first = record(number(1, 1), NONE, vec![write(0, &bytes)]);
+        owner.prepare(first, &bytes, NONE, NONE).await.unwrap();
+        drop(server);
+        disk.leave_free(3 << 20);
+        let server = start_with(&env, &config, 2).await;
+        let owner = Owner::new(&server, 7, 2, 2);
+        owner.open().await.unwrap();
+        let mut last = number(1, 1);
+        let mut refused = None;
+        for sequence in 1..100 {
+            let bytes = blocks(sequence, 64);
+            let record = record(number(2, sequence), last, vec![write(sequence * 64, &bytes)]);
+            match owner.prepare(record, &bytes, NONE, NONE).await {
+                Ok(_) => last = number(2, sequence),
+                Err(refusal) => {
+                    assert_eq!(refusal, IoRefusal::Full);
+                    refused = Some(number(2, sequence));
+                    break;
+                }
+            }
+        }
+        let refused = refused.expect("the disk is full before");
+        let mut void = record(refused, last, vec![]);
+        void.kind = RecordKind::Void;
+        owner.prepare(void, &[], refused, NONE).await.unwrap();
+        owner.sync().await;
+        owner.marks(refused, refused, vec![]).await;
+        server.checkpoint().await.unwrap();
+        assert_eq!(owner.read(refused, 0, 8).await.unwrap(), bytes);
+        let request = IoRequest::Remove { fence: owner.fence(), layout: Box::new(layout(7)) };
+        assert!(owner.ask(request, &[]).await.0.is_ok());
+    });
+}
+
+#[test] // Proves: S-4.
+fn a_failed_sync_ends_the_server_and_is_no_proof_for_the_next_one() {
+    run(async {
+        let disk = TestDisk::new();
+        let env = disk.env(1);
+        format(&env, Path::new("/disk")).await;
+        let server = IoServer::start(&env, &config(Path::new("/disk"))).await.unwrap();
+        server.serve_alone(braid_terms::Incarnation(1));
+        let owner = Owner::new(&server, 7, 1, 1);
+        let bytes = blocks(1, 100);
+        let first = record(number(1, 1), NONE, vec![write(0, &bytes)]);
+        owner.prepare(first, &bytes, NONE, NONE).await.unwrap();
+        disk.fail_syncs(true);
+        let ended = server.clone();
+        let task = tokio::task::spawn_local(async move { ended.maintain().await });
+        let position = braid_terms::JournalPosition(u64::MAX);
+        let request = IoRequest::Sync { incarnation: braid_terms::Incarnation(1), position };
+        assert_eq!(owner.ask(request, &[]).await.0.err(), Some(IoRefusal::NotReady));
+        assert!(matches!(task.await.unwrap(), IoFatal::Medium(_)));
+        drop((owner, server));
+        // The next start sees the bytes in the cache, and the kernel thinks that they are clean.
+        disk.fail_syncs(false);
+        let server = start(&env, Path::new("/disk"), 2).await;
+        let owner = Owner::new(&server, 7, 2, 2);
+        assert_eq!(owner.open().await.unwrap().last, number(1, 1));
+        drop((owner, server));
+        disk.cut_power(&mut Random(3));
+        let server = start(&env, Path::new("/disk"), 3).await;
+        let owner = Owner::new(&server, 7, 3, 3);
+        assert_eq!(owner.open().await.unwrap().last, number(1, 1));
+        assert_eq!(owner.read(number(1, 1), 0, 100).await.unwrap(), bytes);
+    });
+}
