@@ -242,7 +242,7 @@ pub enum DirectoryOp {
         after: u64,
         /// At most this many, 1 to 4096.
         limit: u32,
-        /// With the attributes that are kept here.
+        /// With the attributes that are kept here, but without inline bytes (their size stays).
         attributes: bool,
     },
     /// Makes a file with its attributes; the id is the data device's, or a new number. A `Device`
@@ -259,7 +259,8 @@ pub enum DirectoryOp {
         /// Answer only when stable.
         stable: bool,
     },
-    /// Records devices that are being written and have no name yet. Answer: `Done`. Source: F-9.
+    /// Records devices that are being written, or directories being made, that have no name yet.
+    /// Answer: `Done`. Source: F-9.
     BeginUploads {
         /// L2.
         operation: OperationId,
@@ -286,8 +287,11 @@ pub enum DirectoryOp {
         kind: FileKind,
         /// Where its attributes are.
         home: GroupLayout,
-        /// What if the name is there.
+        /// What if the name is there; a directory is replaced only by a directory, and only when
+        /// `replaced_directory` names it (it was retired before).
         if_exists: IfExists,
+        /// See above.
+        replaced_directory: Option<DeviceId>,
     },
     /// Removes a name. With attributes kept here and no name left, the data device goes on the
     /// to-remove list; with attributes elsewhere, the caller counts down there. Answer: `Removed`.
@@ -298,7 +302,7 @@ pub enum DirectoryOp {
         name: bytes::Bytes,
         /// Only if it names this.
         only_id: Option<DeviceId>,
-        /// Keep attributes and bytes even if no name is left (rename, open files).
+        /// Only the name goes; the number of names of what it named stays (rename).
         keep: bool,
         /// A directory is meant (its group was retired before); else a directory is refused.
         directory: bool,

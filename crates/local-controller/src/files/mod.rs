@@ -1,6 +1,9 @@
 //! File controllers.
-mod bytes_le;
-mod log;
-mod record;
-mod rules;
-mod state;
+pub mod access;
+pub mod batch;
+pub mod bytes_le;
+pub mod checks;
+pub mod log;
+pub mod record;
+pub mod rules;
+pub mod state;

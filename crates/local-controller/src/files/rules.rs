@@ -18,14 +18,18 @@
 
 use std::collections::BTreeMap;
 
-use braid_terms::{DeviceId, GroupLayout, INLINE_MAX_DEFAULT, SYMLINK_MAX};
+use braid_terms::{DeviceId, GroupLayout};
 use braid_wire::lcc::{
     AttributeChanges, Attributes, DirectoryEntry, DirectoryOp, FileData, FileKind, FileTime,
     IfExists, LccRefusal, LccReply, NewAttributes, OperationId, SetTime,
 };
 use bytes::Bytes;
 
-use super::record::{Answer, Change, OwnState, Upload, is_name};
+use super::checks::{
+    bad, changed_xattrs, check_data, check_directory_layout, check_layout, check_name, check_new,
+    check_replace, check_xattrs,
+};
+use super::record::{Answer, Change, OwnState, Upload};
 use super::state::{State, without_inline};
 
 /// Number of a batch, in the order of deciding.
@@ -48,6 +52,8 @@ pub struct Pending {
     next_cookie: u64,
     /// Entries with all changes, minus those that are decided.
     entries_added: i64,
+    /// Of the batch that is being collected, about.
+    bytes: usize,
 }
 
 type Overlay<K, V> = BTreeMap<K, (BatchNumber, Option<V>)>;
@@ -78,6 +84,11 @@ impl Pending {
     /// For a state without undecided changes.
     pub fn new(state: &State) -> Self {
         Self { batch: 1, next_cookie: state.next_cookie, ..Self::default() }
+    }
+
+    /// Bytes of the batch being collected, about.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether the batch being collected has any change.
@@ -127,6 +138,7 @@ impl Pending {
             changes.push(Change::Operation(operation, answer));
         }
         self.batch += 1;
+        self.bytes = 0;
         (batch, changes)
     }
 
@@ -176,9 +188,11 @@ pub fn change(
     if let Some(verdict) = repeated(state, pending, operation) {
         return Ok(verdict);
     }
+    let bytes = weight(&op);
     let mut draft = Draft { state, pending, around };
     let (reply, answer) = draft.apply(op)?;
     let batch = pending.batch;
+    pending.bytes += bytes;
     pending.operations.insert(operation, (batch, Some(answer)));
     pending.operations_new.push(operation);
     Ok(Verdict::Batched(batch, reply))
@@ -229,6 +243,28 @@ pub fn operation_of(op: &DirectoryOp) -> Option<OperationId> {
     }
 }
 
+/// Bytes that an operation adds to its batch, about.
+fn weight(op: &DirectoryOp) -> usize {
+    let xattrs = |xattrs: &[(Bytes, Bytes)]| -> usize {
+        xattrs.iter().map(|(name, value)| name.len() + value.len()).sum()
+    };
+    let data = |data: &FileData| match data {
+        FileData::Inline(bytes) => bytes.len(),
+        FileData::None | FileData::Device(_) => 0,
+    };
+    CHANGE_BYTES
+        + match op {
+            DirectoryOp::Create { attributes, .. } => {
+                data(&attributes.data) + xattrs(&attributes.xattrs)
+            }
+            DirectoryOp::BeginUploads { layouts, .. } => layouts.len() * CHANGE_BYTES,
+            DirectoryOp::AbandonUploads { devices, .. } => devices.len() * CHANGE_BYTES,
+            // All attributes of the id are written again, with what they were.
+            DirectoryOp::SetAttributes { .. } | DirectoryOp::Rename { .. } => ATTRIBUTES_BYTES,
+            _ => 0,
+        }
+}
+
 fn repeated(state: &State, pending: &Pending, operation: OperationId) -> Option<Verdict> {
     if let Some((batch, _)) = pending.operations.get(&operation) {
         return Some(Verdict::RepeatedIn(*batch));
@@ -256,8 +292,10 @@ impl Draft<'_> {
             }
             DirectoryOp::BeginUploads { layouts, .. } => self.begin_uploads(layouts),
             DirectoryOp::AbandonUploads { devices, .. } => self.abandon_uploads(&devices),
-            DirectoryOp::Enter { name, id, kind, home, if_exists, .. } => self
-                .enter(DirectoryEntry { name, id, kind, home: Some(home), cookie: 0 }, if_exists),
+            DirectoryOp::Enter { name, id, kind, home, if_exists, replaced_directory, .. } => {
+                let entry = DirectoryEntry { name, id, kind, home: Some(home), cookie: 0 };
+                self.enter(entry, if_exists, replaced_directory)
+            }
             DirectoryOp::Unlink { name, only_id, keep, directory, .. } => {
                 self.unlink(&name, only_id, &UnlinkOptions { keep, directory })
             }
@@ -334,7 +372,7 @@ impl Draft<'_> {
         if !(1..=UPLOADS_AT_ONCE_MAX).contains(&layouts.len()) {
             return Err(bad("1 to 4096 uploads are begun at once"));
         }
-        layouts.iter().try_for_each(check_file_layout)?;
+        layouts.iter().try_for_each(check_layout)?;
         if layouts.iter().any(|layout| self.attributes(layout.group()).is_some()) {
             return Err(LccRefusal::Conflict);
         }
@@ -357,7 +395,12 @@ impl Draft<'_> {
         done()
     }
 
-    fn enter(&mut self, mut entry: DirectoryEntry, if_exists: IfExists) -> Outcome {
+    fn enter(
+        &mut self,
+        mut entry: DirectoryEntry,
+        if_exists: IfExists,
+        replaced_directory: Option<DeviceId>,
+    ) -> Outcome {
         check_name(&entry.name)?;
         self.check_not_retired()?;
         let home = entry.home.take().expect("given with the operation");
@@ -371,7 +414,10 @@ impl Draft<'_> {
         } else {
             entry.home = Some(home);
         }
-        let old = self.may_take(&entry.name, entry.kind, if_exists)?;
+        let old = self.entry(&entry.name).cloned();
+        if let Some(old) = &old {
+            check_replace(&entry, old, if_exists, replaced_directory)?;
+        }
         if old.as_ref().is_some_and(|old| old.id == entry.id) {
             // Already there: a rename that was interrupted comes again.
             let old = old.expect("just looked at");
@@ -380,6 +426,9 @@ impl Draft<'_> {
             return Ok((LccReply::Entry { entry: old, attributes, replaced: None }, answer));
         }
         let replaced = self.release(old.as_ref());
+        if let Some(home) = &entry.home {
+            self.end_upload(home.group());
+        }
         let entry = self.put_entry(entry, old.as_ref());
         self.touch_directory();
         let answer = Answer::Entry { entry: entry.clone(), replaced: replaced.clone() };
@@ -764,119 +813,12 @@ fn removed_reply(
     (LccReply::Removed { entry, attributes }, answer)
 }
 
-/// Whether a rename may put `source` in the place of `target`.
-fn check_replace(
-    source: &DirectoryEntry,
-    target: &DirectoryEntry,
-    if_exists: IfExists,
-    replaced_directory: Option<DeviceId>,
-) -> Result<(), LccRefusal> {
-    let is_directory = |entry: &DirectoryEntry| entry.kind == FileKind::Directory;
-    let exists = LccRefusal::Exists { kind: target.kind };
-    match (is_directory(source), is_directory(target)) {
-        _ if if_exists == IfExists::Fail => Err(exists),
-        _ if source.id == target.id => Ok(()),
-        (false, false) => Ok(()),
-        (false, true) => Err(LccRefusal::IsDirectory),
-        (true, false) => Err(LccRefusal::NotDirectory),
-        (true, true) if replaced_directory == Some(target.id) => Ok(()),
-        (true, true) => Err(exists),
-    }
-}
-
-fn changed_xattrs(
-    old: &[(Bytes, Bytes)],
-    changes: &AttributeChanges,
-) -> Result<Vec<(Bytes, Bytes)>, LccRefusal> {
-    if changes.set_xattrs.is_empty() && changes.remove_xattrs.is_empty() {
-        return Ok(old.to_vec());
-    }
-    let mut xattrs: BTreeMap<Bytes, Bytes> = old.iter().cloned().collect();
-    for name in &changes.remove_xattrs {
-        if xattrs.remove(name).is_none() {
-            return Err(LccRefusal::NotFound);
-        }
-    }
-    xattrs.extend(changes.set_xattrs.iter().cloned());
-    let xattrs: Vec<_> = xattrs.into_iter().collect();
-    check_xattrs(&xattrs)?;
-    Ok(xattrs)
-}
-
-fn check_name(name: &[u8]) -> Result<(), LccRefusal> {
-    if is_name(name) {
-        return Ok(());
-    }
-    Err(bad("a name has 1 to 255 bytes, no '/', no NUL, and is not '.' or '..'"))
-}
-
-fn check_new(new: &NewAttributes) -> Result<(), LccRefusal> {
-    if new.kind == FileKind::Directory {
-        return Err(bad("a directory is begun in its own group and entered here"));
-    }
-    let has_target = new.target.as_ref().map(|target| target.len());
-    match (new.kind, has_target) {
-        (FileKind::Symlink, Some(1..=SYMLINK_MAX)) => {}
-        (FileKind::Symlink, _) => return Err(bad("a symlink's target has 1 to 4095 bytes")),
-        (_, Some(_)) => return Err(bad("only a symlink has a target")),
-        (_, None) => {}
-    }
-    if new.kind != FileKind::File && (new.data != FileData::None || new.size != 0) {
-        return Err(bad("only a regular file has bytes"));
-    }
-    check_data(&new.data, new.size)?;
-    check_xattrs(&new.xattrs)
-}
-
-fn check_data(data: &FileData, size: u64) -> Result<(), LccRefusal> {
-    if size > i64::MAX as u64 {
-        return Err(LccRefusal::TooBig);
-    }
-    match data {
-        FileData::None if size == 0 => Ok(()),
-        FileData::None => Err(bad("a file without bytes has size 0")),
-        FileData::Inline(bytes) if bytes.len() > INLINE_MAX_DEFAULT => {
-            Err(bad("at most 4096 bytes stand inline"))
-        }
-        FileData::Inline(bytes) if bytes.len() as u64 == size => Ok(()),
-        FileData::Inline(_) => Err(bad("inline bytes are as many as the size says")),
-        FileData::Device(layout) => check_file_layout(layout),
-    }
-}
-
-fn check_file_layout(layout: &GroupLayout) -> Result<(), LccRefusal> {
-    check_layout(layout)?;
-    if layout.devices.len() == 1 { Ok(()) } else { Err(bad("a file has one device")) }
-}
-
-/// The layout of a directory's group, from outside.
-pub fn check_directory_layout(layout: &GroupLayout) -> Result<(), LccRefusal> {
-    check_layout(layout)?;
-    if layout.devices.len() == 2 { Ok(()) } else { Err(bad("a directory has two devices")) }
-}
-
-/// Any layout from outside.
-pub fn check_layout(layout: &GroupLayout) -> Result<(), LccRefusal> {
-    layout.check().map_err(|error| LccRefusal::BadRequest { reason: error.to_string() })
-}
-
-fn check_xattrs(xattrs: &[(Bytes, Bytes)]) -> Result<(), LccRefusal> {
-    let bytes: usize = xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-    let names_fit = xattrs.iter().all(|(name, _)| (1..=255).contains(&name.len()));
-    if names_fit && bytes <= XATTR_BYTES_MAX && xattrs.len() <= XATTRS_MAX {
-        return Ok(());
-    }
-    Err(bad("extended attributes have names of 1 to 255 bytes and are at most 64 KiB together"))
-}
-
-fn bad(reason: &str) -> LccRefusal {
-    LccRefusal::BadRequest { reason: reason.to_owned() }
-}
-
+/// Bytes of the records of a small change, about.
+const CHANGE_BYTES: usize = 512;
+/// Bytes of large attributes.
+const ATTRIBUTES_BYTES: usize = 8 << 10;
 const MODE_BITS: u32 = 0o7777;
 const UPLOADS_AT_ONCE_MAX: usize = 4096;
-const XATTR_BYTES_MAX: usize = 64 << 10;
-const XATTRS_MAX: usize = 1024;
 
 #[cfg(test)]
 #[path = "rules_test.rs"]

@@ -231,7 +231,15 @@ fn step(bench: &mut Bench, model: &mut Model, random: &mut Random) {
             let id = home.group();
             let kind = FileKind::Directory;
             let if_exists = IfExists::Fail;
-            let op = DirectoryOp::Enter { operation, name: one.clone(), id, kind, home, if_exists };
+            let op = DirectoryOp::Enter {
+                operation,
+                name: one.clone(),
+                id,
+                kind,
+                home,
+                if_exists,
+                replaced_directory: None,
+            };
             let may = !model.names.contains_key(&one);
             assert_eq!(bench.run(op).is_ok(), may);
             if may {

@@ -1,0 +1,431 @@
+//! A directory at its owner: group commit of its changes, reading and checkpointing of its logs.
+//!
+//! # Theory
+//! An operation is checked and becomes part of the batch being collected as soon as it arrives; at
+//! most one batch is on its way, and while it is, the next one collects. So one operation alone
+//! waits for one cluster write, and a thousand at once share a few.
+//! ```text
+//! operations --> [ collecting ] --close--> [ on its way: one cluster write ] --decided--> State
+//!                                                                                answers, readers
+//! ```
+//! # Invariants
+//! B1 An operation is answered after its batch is decided, and after it is stable where asked.
+//! B2 Batches are decided in the order of their numbers; `State` is the newest decided one.
+//! B3 After a batch failed nothing more is written or answered from here: whoever wants the directory
+//!    reads it again from its devices.
+//! # Failure
+//! Lost ownership, full disks, damage: all that waits gets the refusal, and B3.
+//! # Source
+//! DESIGN 8 (group commit), N-3, W-7, W-9, W-12.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use braid_terms::{DeviceId, GroupLayout};
+use braid_wire::lcc::{DirectoryOp, LccRefusal, LccReply};
+use futures_util::future::try_join_all;
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+
+use super::access::{GroupAccess, Part};
+use super::log::{Checkpoint, Log, LogRole, LogWrite, Replay, Step};
+use super::record::Change;
+use super::rules::{self, BatchNumber, Circumstances, Pending, Verdict};
+use super::state::State;
+
+/// A directory of which this LCC is the owner.
+pub struct Directory<G> {
+    group: G,
+    core: RefCell<Core>,
+    /// The newest decided batch, or why there will be none.
+    progress: watch::Sender<Progress>,
+    /// A task writes batches.
+    is_writing: Cell<bool>,
+    /// A task writes a checkpoint of these logs.
+    is_checkpointing: [Cell<bool>; 2],
+}
+
+struct Core {
+    state: State,
+    pending: Pending,
+    /// None until the directory is begun.
+    logs: Option<[Log; 2]>,
+}
+
+#[derive(Clone, Debug)]
+struct Progress {
+    decided: BatchNumber,
+    failed: Option<LccRefusal>,
+}
+
+impl<G: GroupAccess> Directory<G> {
+    /// Reads the directory from its devices.
+    ///
+    /// Errors: damage is `Lost`; what reading gives.
+    pub async fn load(group: G) -> Result<Rc<Self>, LccRefusal> {
+        let id = group.layout().group();
+        let lengths = group.lengths();
+        let mut state = State::new(id);
+        let mut logs = None;
+        if lengths.iter().any(|length| *length > 0) {
+            let names = replay(&group, LogRole::Names, &lengths, &mut state).await?;
+            let attributes = replay(&group, LogRole::Attributes, &lengths, &mut state).await?;
+            logs = Some([names, attributes]);
+        }
+        let pending = Pending::new(&state);
+        Ok(Rc::new(Self {
+            group,
+            core: RefCell::new(Core { state, pending, logs }),
+            progress: watch::Sender::new(Progress { decided: 0, failed: None }),
+            is_writing: Cell::new(false),
+            is_checkpointing: [Cell::new(false), Cell::new(false)],
+        }))
+    }
+
+    /// Whether it must be read again from its devices.
+    pub fn has_failed(&self) -> bool {
+        self.progress.borrow().failed.is_some()
+    }
+
+    /// The group.
+    pub fn group(&self) -> &G {
+        &self.group
+    }
+
+    /// Does a changing operation. What is before the first wait happens in the order of the calls.
+    pub async fn change(
+        self: Rc<Self>,
+        op: DirectoryOp,
+        around: Circumstances,
+    ) -> Result<LccReply, LccRefusal> {
+        let stable = matches!(
+            op,
+            DirectoryOp::Create { stable: true, .. }
+                | DirectoryOp::SetAttributes { stable: true, .. }
+        );
+        loop {
+            self.check()?;
+            if BATCH_BYTES_MAX < self.core.borrow().pending.bytes() {
+                self.next_batch().await;
+                continue;
+            }
+            let verdict = {
+                let core = &mut *self.core.borrow_mut();
+                rules::change(&core.state, &mut core.pending, op.clone(), &around)?
+            };
+            let reply = match verdict {
+                Verdict::Repeated(reply) => reply,
+                Verdict::Batched(batch, reply) => {
+                    self.begin_writing();
+                    self.decided(batch).await?;
+                    reply
+                }
+                Verdict::RepeatedIn(batch) => {
+                    self.decided(batch).await?;
+                    continue;
+                }
+            };
+            if stable {
+                self.group.sync().await?;
+            }
+            return Ok(reply);
+        }
+    }
+
+    /// Answers an operation that changes nothing, from what is decided.
+    pub fn look(&self, op: &DirectoryOp) -> Result<LccReply, LccRefusal> {
+        self.check()?;
+        let core = self.core.borrow();
+        let state = &core.state;
+        let own = state.own.as_ref().ok_or(LccRefusal::NotFound)?;
+        match op {
+            DirectoryOp::Lookup { name } => {
+                let entry = state.names.get(name).cloned().ok_or(LccRefusal::NotFound)?;
+                let attributes = state.attributes_at(&entry);
+                Ok(LccReply::Entry { entry, attributes, replaced: None })
+            }
+            DirectoryOp::List { after, limit, attributes } => match limit {
+                1..=LIST_MAX => Ok(state.list(*after, *limit as usize, *attributes)),
+                _ => Err(LccRefusal::BadRequest { reason: "1 to 4096 entries are listed".into() }),
+            },
+            DirectoryOp::GetAttributes { id } => state
+                .attributes_of(*id)
+                .map(|attributes| LccReply::Attributes(Box::new(attributes)))
+                .ok_or(LccRefusal::NotFound),
+            DirectoryOp::Parent => Ok(LccReply::Layouts(vec![own.parent.clone()])),
+            _ => Err(LccRefusal::BadRequest { reason: "this operation is no look".into() }),
+        }
+    }
+
+    /// Waits until all that was answered is stable. Source: W-9.
+    pub async fn sync(&self) -> Result<LccReply, LccRefusal> {
+        self.check()?;
+        self.group.sync().await?;
+        Ok(LccReply::Done)
+    }
+
+    /// Groups that nothing names any more.
+    pub fn to_remove(&self) -> Vec<GroupLayout> {
+        self.core.borrow().state.to_remove.values().cloned().collect()
+    }
+
+    /// Whether nothing of a retired directory is wanted by anyone; `None` where it was never begun.
+    pub fn is_disposable(&self) -> Option<bool> {
+        let core = self.core.borrow();
+        core.state.own.is_some().then(|| core.state.is_disposable() && core.pending.is_empty())
+    }
+
+    /// The portions of a group on the to-remove list are gone.
+    pub async fn removed(self: Rc<Self>, device: DeviceId) -> Result<(), LccRefusal> {
+        self.check()?;
+        let batch = rules::removed(&mut self.core.borrow_mut().pending, device);
+        self.begin_writing();
+        self.decided(batch).await
+    }
+
+    /// Gives up uploads that were begun before `before` (seconds since 1970); how many.
+    pub fn abandon_old_uploads(self: &Rc<Self>, before: i64) -> usize {
+        let count = {
+            let core = &mut *self.core.borrow_mut();
+            rules::abandon_old(&core.state, &mut core.pending, before)
+        };
+        if count > 0 {
+            self.begin_writing();
+        }
+        count
+    }
+
+    fn check(&self) -> Result<(), LccRefusal> {
+        if let Some(refusal) = self.progress.borrow().failed.clone() {
+            return Err(refusal);
+        }
+        self.group.check()
+    }
+
+    async fn decided(&self, batch: BatchNumber) -> Result<(), LccRefusal> {
+        let mut progress = self.progress.subscribe();
+        let reached =
+            progress.wait_for(|progress| batch <= progress.decided || progress.failed.is_some());
+        let progress = reached.await.expect("the sender is ours").clone();
+        match progress.failed {
+            Some(refusal) if progress.decided < batch => Err(refusal),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the batch being collected is another one.
+    async fn next_batch(&self) {
+        let mut progress = self.progress.subscribe();
+        if progress.borrow_and_update().failed.is_none() {
+            progress.changed().await.expect("the sender is ours");
+        }
+    }
+
+    fn begin_writing(self: &Rc<Self>) {
+        if !self.is_writing.replace(true) {
+            // A task: operations that arrive in the same turn are collected before it runs.
+            spawn_local(self.clone().write_batches());
+        }
+    }
+
+    async fn write_batches(self: Rc<Self>) {
+        let outcome = loop {
+            if let Err(refusal) = self.check() {
+                break Err(refusal);
+            }
+            match self.write_batch().await {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(refusal) => break Err(refusal),
+            }
+        };
+        self.is_writing.set(false);
+        if let Err(refusal) = outcome {
+            self.fail(refusal);
+        }
+    }
+
+    /// One batch; `false` where there was nothing to write.
+    async fn write_batch(self: &Rc<Self>) -> Result<bool, LccRefusal> {
+        let (batch, changes, parts) = {
+            let core = &mut *self.core.borrow_mut();
+            if core.pending.is_empty() {
+                return Ok(false);
+            }
+            let (batch, changes) = core.pending.close();
+            let layout = self.group.layout();
+            let parts = append(&mut core.logs, &layout, core.state.next_cookie, &changes);
+            (batch, changes, parts)
+        };
+        self.group.write(parts).await?;
+        {
+            let core = &mut *self.core.borrow_mut();
+            let before = core.state.names.len();
+            changes.into_iter().for_each(|change| core.state.apply(change));
+            core.pending.decided(batch, &core.state, before);
+        }
+        self.progress.send_modify(|progress| progress.decided = batch);
+        for role in ROLES {
+            self.checkpoint_if_due(role).await?;
+        }
+        Ok(true)
+    }
+
+    fn fail(&self, refusal: LccRefusal) {
+        self.progress.send_modify(|progress| {
+            progress.failed.get_or_insert(refusal);
+        });
+    }
+
+    /// Begins a checkpoint where the log has grown enough. Called while no batch is on its way: the
+    /// state is what the log says.
+    async fn checkpoint_if_due(self: &Rc<Self>, role: LogRole) -> Result<(), LccRefusal> {
+        let place = usize::from(role.device_index());
+        let checkpoint = {
+            let core = &mut *self.core.borrow_mut();
+            let log = &mut core.logs.as_mut().expect("a batch was written")[place];
+            let is_due = log.wants_checkpoint(core.state.live(role));
+            if !is_due || self.is_checkpointing[place].get() {
+                return Ok(());
+            }
+            log.begin_checkpoint(&core.state.checkpoint(role))
+        };
+        self.group.write(vec![part(role, &checkpoint.jump)]).await?;
+        self.is_checkpointing[place].set(true);
+        spawn_local(self.clone().write_checkpoint(role, checkpoint));
+        Ok(())
+    }
+
+    async fn write_checkpoint(self: Rc<Self>, role: LogRole, checkpoint: Checkpoint) {
+        let outcome = self.try_write_checkpoint(role, &checkpoint).await;
+        self.is_checkpointing[usize::from(role.device_index())].set(false);
+        match outcome {
+            // The log goes on without it, and the next one will do.
+            Ok(()) | Err(LccRefusal::NoSpace) => {}
+            Err(refusal) => self.fail(refusal),
+        }
+    }
+
+    async fn try_write_checkpoint(
+        &self,
+        role: LogRole,
+        checkpoint: &Checkpoint,
+    ) -> Result<(), LccRefusal> {
+        let LogWrite { at, bytes } = &checkpoint.body;
+        for from in (0..bytes.len()).step_by(CHECKPOINT_PIECE) {
+            self.check()?;
+            let piece = bytes.slice(from..bytes.len().min(from + CHECKPOINT_PIECE));
+            let piece = LogWrite { at: at + from as u64, bytes: piece };
+            self.group.write(vec![part(role, &piece)]).await?;
+        }
+        self.check()?;
+        let switch = {
+            let core = &mut *self.core.borrow_mut();
+            let logs = core.logs.as_mut().expect("a checkpoint was begun");
+            logs[usize::from(role.device_index())].switch(checkpoint)
+        };
+        // All bytes of the checkpoint are decided, so they have lower numbers; and the punch gets a
+        // higher one than the switch (hole 29).
+        self.group.write(vec![part(role, &switch.root)]).await?;
+        let device_index = role.device_index();
+        let (at, length) = (switch.punch_at, switch.punch_length);
+        if length > 0 {
+            self.group.write(vec![Part::Punch { device_index, at, length }]).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The changes of a batch as records at the ends of both logs, which are made where there are none.
+fn append(
+    logs: &mut Option<[Log; 2]>,
+    layout: &GroupLayout,
+    next_cookie: u64,
+    changes: &[Change],
+) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut records = [Vec::new(), Vec::new()];
+    for change in changes {
+        records[usize::from(change.role().device_index())].push(change.encode());
+    }
+    let logs = logs.get_or_insert_with(|| {
+        // A log without any record would be shorter than its root slots.
+        records[0].push(Change::NextCookie(next_cookie).encode());
+        ROLES.map(|role| {
+            let device = layout.devices[usize::from(role.device_index())];
+            let (log, root) = Log::create(device, role);
+            parts.push(part(role, &root));
+            log
+        })
+    });
+    for role in ROLES {
+        let place = usize::from(role.device_index());
+        if !records[place].is_empty() {
+            parts.push(part(role, &logs[place].append(&records[place])));
+        }
+    }
+    parts
+}
+
+fn part(role: LogRole, write: &LogWrite) -> Part {
+    let LogWrite { at, bytes } = write.clone();
+    Part::Write { device_index: role.device_index(), at, bytes }
+}
+
+async fn replay<G: GroupAccess>(
+    group: &G,
+    role: LogRole,
+    lengths: &[u64],
+    state: &mut State,
+) -> Result<Log, LccRefusal> {
+    let layout = group.layout();
+    let place = usize::from(role.device_index());
+    let device = layout.devices.get(place).copied();
+    let (Some(device), Some(length)) = (device, lengths.get(place)) else {
+        return Err(LccRefusal::NotDirectory);
+    };
+    let damaged = |what: &dyn std::fmt::Display| {
+        let reason = format!("directory device {device} is damaged: {what}");
+        tracing::error!(%reason, "a directory cannot be read");
+        LccRefusal::Lost { reason }
+    };
+    let mut replay = Replay::new(device, role, *length);
+    loop {
+        match replay.next().map_err(|damage| damaged(&damage))? {
+            Step::Read { at, length } => {
+                // Several requests at once: the way to the disks is longer than their work.
+                let pieces = (0..length).step_by(READ_PIECE).map(|from| {
+                    let piece = (length - from).min(READ_PIECE as u64);
+                    group.read(role.device_index(), at + from, piece)
+                });
+                let pieces = try_join_all(pieces).await?;
+                if pieces.iter().map(|piece| piece.len() as u64).sum::<u64>() != length {
+                    return Err(damaged(&"it is shorter than its length"));
+                }
+                replay.feed(&pieces.concat());
+            }
+            Step::Record(record) => match Change::decode(role, &record) {
+                Ok(change) => state.apply(change),
+                Err(_) => return Err(damaged(&"a record says nothing that is known")),
+            },
+            Step::End(log) => return Ok(*log),
+        }
+    }
+}
+
+const ROLES: [LogRole; 2] = [LogRole::Names, LogRole::Attributes];
+
+/// Bytes of changes above which a batch takes no more; each change may add some 100 KiB.
+const BATCH_BYTES_MAX: usize = 2 << 20;
+
+/// Bytes of a checkpoint in one cluster write.
+const CHECKPOINT_PIECE: usize = 1 << 20;
+
+/// Bytes of a log in one read.
+const READ_PIECE: usize = 1 << 20;
+
+const LIST_MAX: u32 = 4096;
+
+#[cfg(test)]
+#[path = "batch_test.rs"]
+mod test;
