@@ -1,1 +1,21 @@
-//! Placeholder, filled below.
+//! The local controller: it owns groups, and does all reads and writes of them.
+//!
+//! | part                | question it answers                                                  |
+//! |---------------------|----------------------------------------------------------------------|
+//! | `lc.rs`             | how an LC starts, keeps its lease, works off facts, and ends         |
+//! | `lcc.rs`            | which groups an LCC owns, and where new ones go                      |
+//! | `group/`            | RAID controller: cluster writes, reads, opens, repair of one group   |
+//! | `disks.rs`          | connections to I/O servers, syncs and marks for all groups           |
+//! | `files/`            | file controllers: directories, attributes, file bytes                |
+//! | `placement.rs`      | which disks a new group gets                                         |
+
+mod disks;
+pub mod files;
+mod group;
+pub mod lc;
+mod lcc;
+mod placement;
+mod policy;
+
+pub use group::{DeviceWrite, Group, GroupWrite, ReadError, WriteError};
+pub use lcc::{Lcc, OwnError, PlaceError};

@@ -51,7 +51,7 @@ pub trait GroupAccess: Clone + 'static {
         length: u64,
     ) -> impl Future<Output = Result<Bytes, LccRefusal>> + 'static;
 
-    /// One cluster write; its number is given before the first wait. Done when decided.
+    /// One cluster write, done when decided. Who needs an order waits for one before the next.
     fn write(&self, parts: Vec<Part>) -> impl Future<Output = Result<(), LccRefusal>> + 'static;
 
     /// Waits until all that is decided is stable.

@@ -22,7 +22,7 @@
 //! # Source
 //! N-3; holes 4 and 29 of the design's reasons. Bytes: `docs/format/directory.md`.
 
-use braid_terms::{BLOCK_SIZE, DeviceId};
+use braid_terms::{BLOCK_SIZE, DeviceId, STRIP_SIZE_MAX};
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 
@@ -230,7 +230,9 @@ impl Log {
     pub fn switch(&mut self, checkpoint: &Checkpoint) -> Switch {
         let root = checkpoint.root;
         assert_eq!(root.root_generation, self.root.root_generation + 1, "one checkpoint at a time");
-        let punch_at = self.used_from;
+        // What a group gives back are whole stripes: begin at one, also where its start was in use
+        // the last time. All below the checkpoint is old.
+        let punch_at = LOG_START.max(self.used_from / STRIPE_MAX * STRIPE_MAX);
         let punch_length = root.checkpoint_at - punch_at;
         self.root = root;
         self.used_from = root.checkpoint_at;
@@ -614,6 +616,9 @@ const LOG_START: u64 = ROOTS_SIZE as u64;
 
 /// Addresses and counters beyond this are not believed: sums with them could overflow.
 const ADDRESS_MAX: u64 = 1 << 62;
+
+/// The largest stripe of a directory's group, in bytes.
+const STRIPE_MAX: u64 = STRIP_SIZE_MAX as u64;
 
 /// A log of less than this is no reason for a checkpoint, in bytes.
 const LOG_BYTES_SPARE: u64 = 1 << 20;

@@ -1,0 +1,258 @@
+//! Connections to I/O servers, shared by all groups of an LCC; syncs and marks for all of them.
+//! # Theory
+//! One connection per disk keeps the order of a group's prepares. A sync of a disk is for everybody
+//! who waits: one is under way, the next collects. Marks of many groups travel in one message.
+//! # Source
+//! W-4, W-9, DESIGN 13.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use braid_env::{Address, Env, Payload};
+use braid_terms::{
+    ClusterId, ClusterMap, DeviceId, DiskId, Incarnation, JournalPosition, ServerId,
+};
+use braid_wire::io::{GroupMarks, Io, IoReply, IoRequest};
+use braid_wire::rpc::{Client, ClientOptions, Hello, Peer, Role};
+use tokio::sync::{Mutex, Notify};
+use tokio::time::timeout;
+
+/// An I/O server as it answers now.
+#[derive(Clone)]
+pub struct DiskUp {
+    /// The connection.
+    pub client: Client<Io>,
+    /// Who answers on it.
+    pub incarnation: Incarnation,
+}
+
+/// One disk.
+pub struct DiskLink {
+    /// Which.
+    pub disk: DiskId,
+    up: RefCell<Option<DiskUp>>,
+    connecting: Mutex<()>,
+    /// Positions up to here are on the medium, of that incarnation.
+    synced: Cell<(Incarnation, JournalPosition)>,
+    /// Told when `synced` moved or a sync failed.
+    moved: Notify,
+    syncing: Cell<bool>,
+    wanted: Cell<JournalPosition>,
+    marks: RefCell<BTreeMap<DeviceId, GroupMarks>>,
+}
+
+/// All disks of the cluster.
+pub struct Disks {
+    env: Env,
+    cluster: ClusterId,
+    server: ServerId,
+    /// Unix sockets of this server's own I/O servers.
+    sockets: BTreeMap<DiskId, PathBuf>,
+    peer: Cell<Peer>,
+    links: RefCell<BTreeMap<DiskId, Rc<DiskLink>>>,
+    addresses: RefCell<BTreeMap<DiskId, Address>>,
+    /// Syncs asked of I/O servers.
+    pub syncs: Cell<u64>,
+}
+
+impl Disks {
+    /// Knows no disk until `learn`.
+    pub fn new(
+        env: Env,
+        cluster: ClusterId,
+        server: ServerId,
+        sockets: BTreeMap<DiskId, PathBuf>,
+    ) -> Self {
+        Self {
+            env,
+            cluster,
+            server,
+            sockets,
+            peer: Cell::new(Peer::Unknown),
+            links: RefCell::default(),
+            addresses: RefCell::default(),
+            syncs: Cell::new(0),
+        }
+    }
+
+    /// Who we are from now on.
+    pub fn set_incarnation(&self, incarnation: Incarnation, stream: u8) {
+        self.peer.set(Peer::Server { server: self.server, incarnation, stream });
+    }
+
+    /// Takes addresses from a map.
+    pub fn learn(&self, map: &ClusterMap) {
+        let addresses = map.disks.values().map(|disk| {
+            let own = self.sockets.get(&disk.id).filter(|_| disk.server == self.server);
+            let tcp = || Address::Tcp(disk.address);
+            (disk.id, own.map_or_else(tcp, |path| Address::Unix(path.clone())))
+        });
+        *self.addresses.borrow_mut() = addresses.collect();
+    }
+
+    /// A disk's link.
+    pub fn link(&self, disk: DiskId) -> Rc<DiskLink> {
+        let mut links = self.links.borrow_mut();
+        let link = links.entry(disk).or_insert_with(|| {
+            Rc::new(DiskLink {
+                disk,
+                up: RefCell::default(),
+                connecting: Mutex::new(()),
+                synced: Cell::default(),
+                moved: Notify::new(),
+                syncing: Cell::default(),
+                wanted: Cell::default(),
+                marks: RefCell::default(),
+            })
+        });
+        link.clone()
+    }
+
+    /// The I/O server of a disk, if it is connected.
+    pub fn up(&self, disk: DiskId) -> Option<DiskUp> {
+        self.link(disk).up()
+    }
+
+    /// The I/O server of a disk, connecting if need be; `None` when it does not answer within
+    /// `CONNECT_WAIT`.
+    pub async fn connect(&self, disk: DiskId) -> Option<DiskUp> {
+        let link = self.link(disk);
+        if let Some(up) = link.up() {
+            return Some(up);
+        }
+        let _one = link.connecting.lock().await;
+        if let Some(up) = link.up() {
+            return Some(up);
+        }
+        let address = self.addresses.borrow().get(&disk).cloned()?;
+        let up = timeout(CONNECT_WAIT, self.try_connect(address)).await.ok()??;
+        *link.up.borrow_mut() = Some(up.clone());
+        Some(up)
+    }
+
+    async fn try_connect(&self, address: Address) -> Option<DiskUp> {
+        let hello = Hello::new(self.cluster, Role::Io, 0, self.peer.get());
+        let options = ClientOptions {
+            ping_after: Duration::from_millis(500),
+            broken_after: SILENCE_MAX,
+            ..ClientOptions::default()
+        };
+        let client = Client::connect_with(&self.env, address, hello, options).await.ok()?;
+        let (reply, _) =
+            client.call(&IoRequest::Status, Payload::empty(), CONNECT_WAIT).await.ok()?;
+        match reply {
+            Ok(IoReply::Status(status)) if status.incarnation != Incarnation(0) => {
+                Some(DiskUp { client, incarnation: status.incarnation })
+            }
+            _ => None,
+        }
+    }
+
+    /// Queues marks of a group for a disk; a later one replaces an earlier one.
+    pub fn queue_marks(&self, disk: DiskId, marks: GroupMarks) {
+        self.link(disk).marks.borrow_mut().insert(marks.group, marks);
+    }
+
+    /// Sends what is queued; to a disk that is not connected it is dropped: who opens the group
+    /// there tells it anew.
+    pub async fn flush_marks(&self) {
+        let links: Vec<_> = self.links.borrow().values().cloned().collect();
+        let sent = links.into_iter().map(|link| async move {
+            let groups: Vec<_> =
+                std::mem::take(&mut *link.marks.borrow_mut()).into_values().collect();
+            let (false, Some(up)) = (groups.is_empty(), link.up()) else { return };
+            let request = IoRequest::Marks { incarnation: up.incarnation, groups };
+            let answer = up.client.call(&request, Payload::empty(), CALL_WAIT).await;
+            if let Ok((Ok(IoReply::Marked { synced, .. }), _)) = answer {
+                link.note_synced(up.incarnation, synced);
+            }
+        });
+        futures_util::future::join_all(sent).await;
+    }
+
+    /// Waits until `position` of `incarnation` is on the medium; asks for it where nobody has.
+    ///
+    /// `false` when that incarnation does not answer any more.
+    pub async fn sync(
+        &self,
+        disk: DiskId,
+        incarnation: Incarnation,
+        position: JournalPosition,
+    ) -> bool {
+        let link = self.link(disk);
+        loop {
+            if link.is_synced(incarnation, position) {
+                return true;
+            }
+            let Some(up) = link.up().filter(|up| up.incarnation == incarnation) else {
+                return false;
+            };
+            let moved = link.moved.notified();
+            link.wanted.set(link.wanted.get().max(position));
+            if !link.syncing.replace(true) {
+                self.syncs.set(self.syncs.get() + 1);
+                tokio::task::spawn_local(sync_once(link.clone(), up));
+            }
+            moved.await;
+        }
+    }
+}
+
+async fn sync_once(link: Rc<DiskLink>, up: DiskUp) {
+    let position = link.wanted.get();
+    let request = IoRequest::Sync { incarnation: up.incarnation, position };
+    let answer = up.client.call(&request, Payload::empty(), SYNC_WAIT).await;
+    link.syncing.set(false);
+    match answer {
+        Ok((Ok(IoReply::Synced { synced }), _)) => link.note_synced(up.incarnation, synced),
+        Ok(_) | Err(_) => {
+            tracing::debug!(disk = %link.disk, "a sync was not answered");
+            up.client.close();
+            link.wanted.set(JournalPosition(0));
+        }
+    }
+    link.moved.notify_waiters();
+}
+
+impl DiskLink {
+    /// The I/O server, if it is connected.
+    pub fn up(&self) -> Option<DiskUp> {
+        let mut up = self.up.borrow_mut();
+        if up.as_ref().is_some_and(|up| up.client.is_closed()) {
+            *up = None;
+        }
+        up.clone()
+    }
+
+    /// Takes a synced position from an answer.
+    pub fn note_synced(&self, incarnation: Incarnation, position: JournalPosition) {
+        let (known, at) = self.synced.get();
+        if incarnation != known || at < position {
+            let wanted = if incarnation == known { self.wanted.get() } else { JournalPosition(0) };
+            self.wanted.set(wanted);
+            self.synced.set((incarnation, position));
+            self.moved.notify_waiters();
+        }
+    }
+
+    /// Whether that position of that incarnation is on the medium.
+    pub fn is_synced(&self, incarnation: Incarnation, position: JournalPosition) -> bool {
+        let (known, at) = self.synced.get();
+        known == incarnation && position <= at
+    }
+}
+
+/// Longest wait for a connection and its first answer.
+const CONNECT_WAIT: Duration = Duration::from_millis(400);
+
+/// Silence of an I/O server, while it is asked something, after which it counts as gone.
+const SILENCE_MAX: Duration = Duration::from_millis(2500);
+
+/// Longest wait for an answer from memory.
+pub const CALL_WAIT: Duration = Duration::from_secs(5);
+
+/// Longest wait for a medium.
+const SYNC_WAIT: Duration = Duration::from_secs(60);

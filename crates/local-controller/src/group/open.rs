@@ -1,0 +1,321 @@
+//! Opening a group: the new owner fences every portion, and settles what was in flight.
+//! # Theory
+//! ```text
+//! facts of the grant -> Open at all slots without a fact -> reports
+//!   silent slots        -> facts, if k remain in sync
+//!   resolve()           -> what counts
+//!   anything in doubt   -> outcome record at all in-sync slots, stable, before the first answer
+//! ```
+//! # Source
+//! W-6, W-10, O-5, F-5.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+
+use braid_raid::{Code, Geometry};
+use braid_terms::{DeviceId, Fact, FactKind, GrantNumber, GroupLayout, PortionIndex, WriteNumber};
+use braid_wire::io::{FileState, Missed, RecordKind, Report};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+use super::images::{Images, slot_bit};
+use super::resolve::{Resolution, resolve};
+use super::slots::{Opened, REOPEN_WINDOW};
+use super::{Condition, Dead, Group, Link, RowLocks, Slot, State};
+use crate::disks::DiskUp;
+use crate::lcc::Lcc;
+
+/// Why a group could not be opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum OpenError {
+    /// A newer grant exists.
+    LostOwnership,
+    /// Too few portions answer now.
+    Unavailable(String),
+    /// No portion knows it.
+    Unknown,
+    /// The layout is none.
+    BadLayout(String),
+}
+
+impl Group {
+    /// A group that was never written: nothing is asked, its slots are made by their first records.
+    pub(crate) fn fresh(
+        lcc: &Rc<Lcc>,
+        layout: GroupLayout,
+        grant: GrantNumber,
+        home: DeviceId,
+    ) -> Result<Rc<Self>, OpenError> {
+        let group = Self::new(lcc, layout, grant, home, true)?;
+        {
+            let mut state = group.state.borrow_mut();
+            for slot in &mut state.slots {
+                if let Some(up) = lcc.disks.up(slot.disk) {
+                    slot.link = Link::Up(up);
+                }
+            }
+        }
+        Ok(group)
+    }
+
+    fn new(
+        lcc: &Rc<Lcc>,
+        layout: GroupLayout,
+        grant: GrantNumber,
+        home: DeviceId,
+        unknown: bool,
+    ) -> Result<Rc<Self>, OpenError> {
+        let bad = |error: &dyn std::fmt::Display| OpenError::BadLayout(error.to_string());
+        layout.check().map_err(|error| bad(&error))?;
+        let geometry = Geometry::of_layout(&layout).map_err(|error| bad(&error))?;
+        let code = Code::of_scheme(layout.scheme).map_err(|error| bad(&error))?;
+        let devices = layout.devices.len();
+        let slots = layout.slots().map(|index| Slot {
+            index,
+            disk: layout.disk(index),
+            condition: Condition::InSync,
+            link: Link::Down,
+            prev: WriteNumber::NONE,
+            unknown,
+        });
+        let state = State {
+            slots: slots.collect(),
+            last: WriteNumber::NONE,
+            decided: WriteNumber::NONE,
+            stable: WriteNumber::NONE,
+            lengths: vec![0; devices],
+            decided_lengths: vec![0; devices],
+            existing: 0,
+            pending: VecDeque::new(),
+            unstable: VecDeque::new(),
+            missed: Vec::new(),
+            dead: None,
+            marks_due: false,
+            bad: BTreeMap::new(),
+            repairing: false,
+            withdrawing: false,
+        };
+        Ok(Rc::new(Self {
+            lcc: Rc::downgrade(lcc),
+            writer: lcc.incarnation(),
+            layout,
+            grant,
+            geometry,
+            code,
+            home: Cell::new(home),
+            locks: Rc::new(RowLocks::default()),
+            state: RefCell::new(state),
+            changed: Notify::new(),
+            used: Cell::new(0),
+        }))
+    }
+
+    /// Takes a group over under a grant. Source: W-6.
+    pub(crate) async fn open(
+        lcc: &Rc<Lcc>,
+        layout: GroupLayout,
+        grant: GrantNumber,
+        facts: &[Fact],
+        end: Instant,
+    ) -> Result<Rc<Self>, OpenError> {
+        let layout = newest_layout(layout, facts);
+        let group = Self::new(lcc, layout, grant, DeviceId(0), false)?;
+        group.take_facts(facts);
+        let reports = group.open_all(end).await?;
+        let made = reports.values().any(|(report, _)| report.layout.is_some());
+        if !made && group.state.borrow().slots.iter().all(|slot| slot.condition.in_sync()) {
+            return Err(OpenError::Unknown);
+        }
+        let removed = group.layout.scheme.portions() - reports.len();
+        let only: BTreeMap<PortionIndex, Report> =
+            reports.iter().map(|(slot, (report, _))| (*slot, report.clone())).collect();
+        let parity = group.geometry.parity();
+        let resolution = resolve(&only, removed, parity, group.layout.devices.len());
+        let lost = group.lost_slots(&only, &resolution);
+        group.take_reports(reports, &resolution);
+        for slot in lost {
+            let left = {
+                let state = group.state.borrow();
+                state.in_sync() - 1
+            };
+            if left < group.geometry.data() {
+                let reason = format!("portion {slot} lacks what the others cannot replace");
+                return Err(OpenError::Unavailable(reason));
+            }
+            tracing::warn!(group = %group.layout.group(), %slot, "a portion lacks what counts");
+            group.remove_slot(slot).await;
+            group.alive()?;
+        }
+        if resolution.needs_outcome {
+            group.write_outcome(&resolution).await?;
+        } else if group.has_facts() {
+            group.state.borrow_mut().marks_due = true;
+            lcc.marks_due(&group);
+        }
+        group.alive()?;
+        Ok(group)
+    }
+
+    fn alive(&self) -> Result<(), OpenError> {
+        if self.is_alive() { Ok(()) } else { Err(OpenError::LostOwnership) }
+    }
+
+    fn take_facts(&self, facts: &[Fact]) {
+        let mut state = self.state.borrow_mut();
+        for fact in facts {
+            if let FactKind::Suspect { layout, slot, after, whole } = &fact.kind
+                && layout.group() == self.layout.group()
+                && layout.generation == self.layout.generation
+                && usize::from(slot.0) <= state.slots.len()
+                && slot.0 >= 1
+            {
+                let fact = fact.number;
+                let condition = Condition::Suspect { fact, after: *after, whole: *whole };
+                state.slot_mut(*slot).condition = condition;
+            }
+        }
+    }
+
+    /// Reports of all slots without a fact; those that stay silent get one, if k remain.
+    async fn open_all(
+        self: &Rc<Self>,
+        end: Instant,
+    ) -> Result<BTreeMap<PortionIndex, (Report, DiskUp)>, OpenError> {
+        let window = Instant::now() + REOPEN_WINDOW;
+        let mut reports: BTreeMap<PortionIndex, (Report, DiskUp)> = BTreeMap::new();
+        let mut unusable = BTreeSet::new();
+        loop {
+            let slots = {
+                let state = self.state.borrow();
+                let wanted = state.slots.iter().filter(|slot| {
+                    slot.condition.in_sync()
+                        && !reports.contains_key(&slot.index)
+                        && !unusable.contains(&slot.index)
+                });
+                wanted.map(|slot| slot.index).collect::<Vec<_>>()
+            };
+            if slots.is_empty() && unusable.is_empty() {
+                break;
+            }
+            let opens = slots.iter().map(|slot| async { (*slot, self.open_slot(*slot).await) });
+            for (slot, opened) in futures_util::future::join_all(opens).await {
+                match opened {
+                    Opened::Report(report, up) => {
+                        reports.insert(slot, (*report, up));
+                    }
+                    Opened::Fenced => return Err(OpenError::LostOwnership),
+                    Opened::Unusable => {
+                        unusable.insert(slot);
+                    }
+                    Opened::Silent => {}
+                }
+            }
+            let in_sync = self.state.borrow().in_sync();
+            if reports.len() == in_sync {
+                break;
+            }
+            let now = Instant::now();
+            if window <= now && self.geometry.data() <= reports.len() {
+                self.state.borrow_mut().stable =
+                    reports.values().map(|(report, _)| report.stable).max().unwrap_or_default();
+                let silent: Vec<_> = {
+                    let state = self.state.borrow();
+                    let silent = state.slots.iter().filter(|slot| {
+                        slot.condition.in_sync() && !reports.contains_key(&slot.index)
+                    });
+                    silent.map(|slot| slot.index).collect()
+                };
+                let removals = silent.into_iter().map(|slot| self.remove_slot(slot));
+                futures_util::future::join_all(removals).await;
+                self.alive()?;
+                break;
+            }
+            if end <= now {
+                let (count, needed) = (reports.len(), self.geometry.data());
+                return Err(OpenError::Unavailable(format!(
+                    "{count} of at least {needed} portions of device {} answer",
+                    self.layout.group()
+                )));
+            }
+            sleep(std::time::Duration::from_millis(30)).await;
+        }
+        Ok(reports)
+    }
+
+    /// In-sync slots that lack something: a record that counts, what their journal lost, or a
+    /// portion file that the others know to exist.
+    fn lost_slots(
+        &self,
+        reports: &BTreeMap<PortionIndex, Report>,
+        resolution: &Resolution,
+    ) -> BTreeSet<PortionIndex> {
+        let mut lost = resolution.lost_at.clone();
+        for (slot, report) in reports {
+            let exists = resolution.existing & slot_bit(*slot) != 0;
+            let unreadable = report.files.contains(&FileState::Unreadable);
+            if report.damaged_after.is_some() || unreadable || (exists && report.layout.is_none()) {
+                lost.insert(*slot);
+            }
+        }
+        lost
+    }
+
+    fn take_reports(
+        &self,
+        reports: BTreeMap<PortionIndex, (Report, DiskUp)>,
+        resolution: &Resolution,
+    ) {
+        let mut state = self.state.borrow_mut();
+        let mut missed: BTreeMap<PortionIndex, Vec<_>> = BTreeMap::new();
+        for (index, (report, up)) in reports {
+            let slot = state.slot_mut(index);
+            slot.link = Link::Up(up);
+            slot.prev = report.last;
+            slot.unknown = report.layout.is_none();
+            if report.home != DeviceId(0) {
+                self.home.set(report.home);
+            }
+            for part in report.missed {
+                missed.entry(part.slot).or_default().extend(part.ranges);
+            }
+        }
+        state.missed = missed.into_iter().map(|(slot, ranges)| Missed { slot, ranges }).collect();
+        state.lengths.clone_from(&resolution.lengths);
+        state.decided_lengths.clone_from(&resolution.lengths);
+        state.existing = resolution.existing;
+        state.last = resolution.ends_at;
+        state.decided = resolution.ends_at;
+        state.stable = resolution.settled;
+    }
+
+    /// Writes down where what came before ends, and waits until that is stable. Source: W-6(5).
+    async fn write_outcome(self: &Rc<Self>, resolution: &Resolution) -> Result<(), OpenError> {
+        let kind = RecordKind::Outcome { ends_at: resolution.ends_at };
+        let (number, decided) = self
+            .submit(kind, Images::default(), resolution.lengths.clone(), None)
+            .map_err(|_: Dead| OpenError::LostOwnership)?;
+        let lost = |_| OpenError::LostOwnership;
+        decided.await.map_err(|_| OpenError::LostOwnership)?.map_err(lost)?;
+        self.stable(number).await.map_err(lost)?;
+        tracing::info!(
+            group = %self.layout.group(),
+            ends_at = %resolution.ends_at,
+            "settled what was in flight"
+        );
+        Ok(())
+    }
+}
+
+/// The layout of the highest generation that is known.
+fn newest_layout(hint: GroupLayout, facts: &[Fact]) -> GroupLayout {
+    let known = facts.iter().filter_map(|fact| match &fact.kind {
+        FactKind::Suspect { layout, .. } if layout.group() == hint.group() => Some(layout),
+        _ => None,
+    });
+    let newest = known.max_by_key(|layout| layout.generation).cloned();
+    match newest {
+        Some(layout) if hint.generation < layout.generation => layout,
+        _ => hint,
+    }
+}

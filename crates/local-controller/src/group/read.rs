@@ -1,0 +1,407 @@
+//! Reads of a group: from the slots that have the bytes, or computed from k others.
+//! # Theory
+//! A read asks only the slots whose data it wants. What they do not give, because they are not in
+//! sync, do not answer, or answer with a block that does not fit its checksum, is computed from k
+//! slots' blocks of the same rows.
+//! # Invariants
+//! R1 No byte leaves that was not verified against the checksum its writer computed.
+//! R2 The lease was valid after the last byte was gathered (O-4).
+//! # Source
+//! W-12, S-2, F-6, G-9.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+use braid_raid::UnitSet;
+use braid_terms::{BLOCK_SIZE, PortionIndex};
+use braid_wire::Payload;
+use braid_wire::io::{BlockRange, IoRefusal, IoReply, IoRequest, Read};
+use bytes::Bytes;
+
+use super::images::{BLOCK, crc, rows_of};
+use super::row_locks::Rows;
+use super::{Dead, Group, Link, ReadError, WriteError};
+use crate::disks::CALL_WAIT;
+
+/// A run of blocks of one unit; blocks that were never written are zeros.
+#[derive(Clone)]
+struct Run {
+    first: u64,
+    /// Whole, where all blocks exist or it was computed.
+    bytes: Bytes,
+}
+
+/// Why a slot gave no blocks.
+enum Miss {
+    Silent,
+    /// The bad blocks, and what is right of the rest.
+    Bad(Vec<u64>),
+}
+
+impl Group {
+    /// Reads device bytes; shorter at the end of the device. Pieces are in order.
+    ///
+    /// Errors: `ReadError`.
+    pub async fn read(
+        self: &Rc<Self>,
+        device_index: u8,
+        at: u64,
+        length: u64,
+    ) -> Result<Payload, ReadError> {
+        let end = at.saturating_add(length).min(self.length(device_index));
+        if end <= at {
+            self.check_lease()?;
+            return Ok(Payload::empty());
+        }
+        let range = at..end;
+        let rows = rows_of(&self.geometry, range.clone());
+        let guard = self.locks.lock(vec![Rows { device_index, range: rows.clone() }], true).await;
+        // What was cut while we waited is not there any more.
+        let end = end.min(self.length(device_index));
+        if end <= at {
+            self.check_lease()?;
+            return Ok(Payload::empty());
+        }
+        let range = at..end;
+        // Each unit's own rows.
+        let mut wanted: BTreeMap<usize, Range<u64>> = BTreeMap::new();
+        for segment in self.geometry.segments(range.clone()) {
+            let portion = segment.portion_range();
+            let rows = portion.start / BLOCK..portion.end.div_ceil(BLOCK);
+            let unit = wanted.entry(segment.unit).or_insert_with(|| rows.clone());
+            *unit = unit.start.min(rows.start)..unit.end.max(rows.end);
+        }
+        let runs = self.fetch(device_index, &wanted).await?;
+        drop(guard);
+        self.check_lease()?;
+        let mut payload = Payload::empty();
+        for segment in self.geometry.segments(range) {
+            let run = &runs[&segment.unit];
+            let from = (segment.portion_at - run.first * BLOCK) as usize;
+            payload.push(run.bytes.slice(from..from + segment.size as usize));
+        }
+        if let Ok(lcc) = self.lcc() {
+            lcc.count(|counters| counters.bytes_read += payload.len() as u64);
+        }
+        Ok(payload)
+    }
+
+    /// The k data units' bytes of some rows. The caller holds their lock.
+    pub(crate) async fn read_rows(
+        self: &Rc<Self>,
+        device_index: u8,
+        rows: Range<u64>,
+    ) -> Result<Vec<Bytes>, ReadError> {
+        let wanted = (0..self.geometry.data()).map(|unit| (unit, rows.clone())).collect();
+        let runs = self.fetch(device_index, &wanted).await?;
+        Ok(runs.into_values().map(|run| run.bytes).collect())
+    }
+
+    /// Blocks of one unit, computed from others: for the rebuild of its slot. The caller holds the
+    /// rows' lock.
+    pub(crate) async fn compute_unit(
+        self: &Rc<Self>,
+        device_index: u8,
+        unit: usize,
+        rows: Range<u64>,
+    ) -> Result<Bytes, ReadError> {
+        let wanted = BTreeMap::from([(unit, rows)]);
+        let mut runs =
+            self.fetch_without(device_index, &wanted, UnitSet::from_bits(1 << unit)).await?;
+        Ok(runs.remove(&unit).expect("it was wanted").bytes)
+    }
+
+    async fn fetch(
+        self: &Rc<Self>,
+        device_index: u8,
+        wanted: &BTreeMap<usize, Range<u64>>,
+    ) -> Result<BTreeMap<usize, Run>, ReadError> {
+        self.fetch_without(device_index, wanted, UnitSet::EMPTY).await
+    }
+
+    async fn fetch_without(
+        self: &Rc<Self>,
+        device_index: u8,
+        wanted: &BTreeMap<usize, Range<u64>>,
+        not: UnitSet,
+    ) -> Result<BTreeMap<usize, Run>, ReadError> {
+        let mut failed = not;
+        let mut bad: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+        let mut found: BTreeMap<usize, Run> = BTreeMap::new();
+        // First what is wanted, from the slots that have it.
+        let readable = self.readable();
+        let direct: Vec<_> = wanted
+            .iter()
+            .filter(|(unit, _)| readable.contains(**unit) && !failed.contains(**unit))
+            .map(|(unit, rows)| (*unit, rows.clone()))
+            .collect();
+        self.gather(device_index, direct, &mut found, &mut failed, &mut bad).await?;
+        let lost: Vec<usize> =
+            wanted.keys().copied().filter(|unit| !found.contains_key(unit)).collect();
+        if lost.is_empty() {
+            return Ok(found);
+        }
+        // Then the rest, computed over the rows that any of it needs.
+        let start = lost.iter().map(|unit| wanted[unit].start).min().expect("not empty");
+        let end = lost.iter().map(|unit| wanted[unit].end).max().expect("not empty");
+        let rows = start..end;
+        let mut sources: BTreeMap<usize, Run> = BTreeMap::new();
+        let k = self.geometry.data();
+        loop {
+            let readable = self.readable().without(failed);
+            let fits = |run: &Run| {
+                run.first <= start && end * BLOCK <= run.first * BLOCK + run.bytes.len() as u64
+            };
+            for (unit, run) in
+                found.iter().filter(|(unit, run)| fits(run) && !bad.contains_key(unit))
+            {
+                sources.entry(*unit).or_insert_with(|| run.clone());
+            }
+            if k <= sources.len() {
+                break;
+            }
+            let more: Vec<_> = readable
+                .iter()
+                .filter(|unit| !sources.contains_key(unit))
+                .take(k - sources.len())
+                .map(|unit| (unit, rows.clone()))
+                .collect();
+            if more.is_empty() {
+                let count = sources.len();
+                let reason = format!("{count} of the {k} portions needed can be read");
+                return Err(
+                    if bad.is_empty() && not.is_empty() && failed.count() <= self.geometry.parity()
+                    {
+                        ReadError::Unavailable(reason)
+                    } else if bad.is_empty() {
+                        ReadError::Unavailable(reason)
+                    } else {
+                        ReadError::Lost(reason)
+                    },
+                );
+            }
+            self.gather(device_index, more, &mut sources, &mut failed, &mut bad).await?;
+        }
+        let present: UnitSet = sources.keys().copied().take(k).collect();
+        let lost_units: UnitSet = lost.iter().copied().collect();
+        let decoder = self.code.decoder(present, lost_units).expect("k units are present");
+        let size = (end - start) as usize * BLOCK_SIZE;
+        let mut outputs = vec![vec![0_u8; size]; lost.len()];
+        {
+            let slice = |unit: usize| {
+                let run = &sources[&unit];
+                let from = ((start - run.first) * BLOCK) as usize;
+                &run.bytes[from..from + size]
+            };
+            let inputs: Vec<&[u8]> = decoder.sources().iter().map(slice).collect();
+            let mut outputs: Vec<&mut [u8]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+            decoder.apply(&inputs, &mut outputs);
+        }
+        if let Ok(lcc) = self.lcc() {
+            lcc.count(|counters| counters.degraded_reads += 1);
+        }
+        for (unit, bytes) in decoder.wanted().iter().zip(outputs) {
+            found.insert(unit, Run { first: start, bytes: bytes.into() });
+        }
+        for (unit, blocks) in bad {
+            self.report_bad(self.geometry.slot(unit), device_index, &blocks);
+        }
+        Ok(found)
+    }
+
+    /// Units whose slots are believed.
+    fn readable(&self) -> UnitSet {
+        let state = self.state.borrow();
+        let in_sync = state.slots.iter().filter(|slot| slot.condition.in_sync());
+        in_sync.map(|slot| slot.index).collect()
+    }
+
+    async fn gather(
+        self: &Rc<Self>,
+        device_index: u8,
+        wanted: Vec<(usize, Range<u64>)>,
+        found: &mut BTreeMap<usize, Run>,
+        failed: &mut UnitSet,
+        bad: &mut BTreeMap<usize, Vec<u64>>,
+    ) -> Result<(), ReadError> {
+        let reads = wanted.into_iter().map(|(unit, rows)| async move {
+            let run = self.read_slot(device_index, self.geometry.slot(unit), rows).await;
+            (unit, run)
+        });
+        for (unit, run) in futures_util::future::join_all(reads).await {
+            match run? {
+                Ok(run) => {
+                    found.insert(unit, run);
+                }
+                Err(Miss::Silent) => failed.insert(unit),
+                Err(Miss::Bad(blocks)) => {
+                    failed.insert(unit);
+                    bad.insert(unit, blocks);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_slot(
+        self: &Rc<Self>,
+        device_index: u8,
+        slot: PortionIndex,
+        rows: Range<u64>,
+    ) -> Result<Result<Run, Miss>, ReadError> {
+        let count = (rows.end - rows.start) as usize;
+        for _ in 0..READ_TRIES {
+            let (up, decided, unknown) = {
+                let state = self.state.borrow();
+                if state.dead.is_some() {
+                    return Err(ReadError::LostOwnership);
+                }
+                let found = state.slot(slot);
+                if !found.condition.in_sync() {
+                    return Ok(Err(Miss::Silent));
+                }
+                let unknown = found.prev == Default::default();
+                match &found.link {
+                    Link::Up(up) if !up.client.is_closed() => {
+                        (Some(up.clone()), state.decided, unknown)
+                    }
+                    Link::Up(up) => {
+                        let incarnation = up.incarnation;
+                        drop(state);
+                        self.slot_failed(slot, incarnation);
+                        continue;
+                    }
+                    Link::Down | Link::Opening => (None, state.decided, unknown),
+                }
+            };
+            if unknown {
+                // Nothing was ever written there.
+                return Ok(Ok(Run { first: rows.start, bytes: zeros(count) }));
+            }
+            let Some(up) = up else {
+                self.open_or_wait(slot).await;
+                continue;
+            };
+            let range = BlockRange { device_index, first: rows.start, count: count as u64 };
+            let request = IoRequest::Read(Box::new(Read {
+                fence: self.fence(slot, &up),
+                decided,
+                ranges: vec![range],
+            }));
+            match up.client.call(&request, Payload::empty(), CALL_WAIT).await {
+                Ok((Ok(IoReply::Blocks { crcs }), payload)) => {
+                    return Ok(verify(rows.start, count, &crcs, payload));
+                }
+                Ok((Err(IoRefusal::Fenced { .. }), _)) => {
+                    self.kill(Dead::LostOwnership);
+                    return Err(ReadError::LostOwnership);
+                }
+                Ok((Err(IoRefusal::Unreadable { reason }), _)) => {
+                    tracing::warn!(group = %self.layout.group(), %slot, %reason, "cannot be read");
+                    return Ok(Err(Miss::Bad(rows.collect())));
+                }
+                answer => {
+                    tracing::debug!(group = %self.layout.group(), %slot, ?answer, "no blocks");
+                    self.slot_failed(slot, up.incarnation);
+                }
+            }
+        }
+        Ok(Err(Miss::Silent))
+    }
+
+    /// A read does not wait long for a slot that others can replace.
+    async fn open_or_wait(self: &Rc<Self>, slot: PortionIndex) {
+        let changed = self.changed.notified();
+        let down = matches!(self.state.borrow().slot(slot).link, Link::Down);
+        if down {
+            let group = self.clone();
+            tokio::task::spawn_local(async move {
+                let _ = group.links_ready().await;
+            });
+        }
+        let _ = tokio::time::timeout(REOPEN_WAIT, changed).await;
+    }
+
+    pub(crate) fn check_lease(&self) -> Result<(), ReadError> {
+        let alive = self.state.borrow().dead.is_none();
+        let valid = self.lcc().is_ok_and(|lcc| lcc.lease_valid());
+        if alive && valid { Ok(()) } else { Err(ReadError::LostOwnership) }
+    }
+
+    /// Bad blocks become a fact, and the repair of the slot rebuilds them. Source: F-6.
+    fn report_bad(self: &Rc<Self>, slot: PortionIndex, device_index: u8, blocks: &[u64]) {
+        {
+            let mut state = self.state.borrow_mut();
+            let ranges = super::images::runs(blocks.iter().copied()).into_iter().map(|run| {
+                BlockRange { device_index, first: run.start, count: run.end - run.start }
+            });
+            state.bad.entry(slot).or_default().extend(ranges);
+            let left = state.in_sync() - usize::from(state.slot(slot).condition.in_sync());
+            if left < self.geometry.data() || !state.slot(slot).condition.in_sync() {
+                return;
+            }
+        }
+        tracing::warn!(group = %self.layout.group(), %slot, "blocks do not fit their checksums");
+        let group = self.clone();
+        tokio::task::spawn_local(async move {
+            group.remove_slot(slot).await;
+            group.repair().await;
+        });
+    }
+}
+
+fn verify(first: u64, count: usize, crcs: &[Option<u32>], payload: Bytes) -> Result<Run, Miss> {
+    let present = crcs.iter().flatten().count();
+    if crcs.len() != count || payload.len() != present * BLOCK_SIZE {
+        return Err(Miss::Bad((first..first + count as u64).collect()));
+    }
+    let mut blocks = payload.chunks_exact(BLOCK_SIZE);
+    let mut bad = Vec::new();
+    for (index, expected) in crcs.iter().enumerate() {
+        if let Some(expected) = expected
+            && blocks.next().is_none_or(|block| crc(block) != *expected)
+        {
+            bad.push(first + index as u64);
+        }
+    }
+    if !bad.is_empty() {
+        return Err(Miss::Bad(bad));
+    }
+    if present == count {
+        return Ok(Run { first, bytes: payload });
+    }
+    let mut whole = vec![0; count * BLOCK_SIZE];
+    let mut blocks = payload.chunks_exact(BLOCK_SIZE);
+    for (index, _) in crcs.iter().enumerate().filter(|(_, crc)| crc.is_some()) {
+        let block = blocks.next().expect("counted above");
+        whole[index * BLOCK_SIZE..(index + 1) * BLOCK_SIZE].copy_from_slice(block);
+    }
+    Ok(Run { first, bytes: whole.into() })
+}
+
+fn zeros(count: usize) -> Bytes {
+    static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+    let length = count * BLOCK_SIZE;
+    if length <= ZEROS.len() {
+        Bytes::from_static(&ZEROS[..length])
+    } else {
+        vec![0; length].into()
+    }
+}
+
+impl From<ReadError> for WriteError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::LostOwnership => Self::LostOwnership,
+            ReadError::Unavailable(reason) => Self::Unavailable(reason),
+            ReadError::Lost(reason) => Self::Lost(reason),
+        }
+    }
+}
+
+/// Attempts at one slot before its blocks are computed.
+const READ_TRIES: usize = 2;
+
+/// How long a read waits for a slot that is being opened again.
+const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_millis(200);

@@ -1,0 +1,350 @@
+//! Repair: a portion under a fact gets back what it missed, under load.
+//! # Theory
+//! ```text
+//! Suspect -Rejoin-> Joining: gets every new write and is required
+//!    missed rows below that, one region after the other, under their locks: computed from the
+//!    others, laid in place, synced, read back
+//! -fact closed-> InSync
+//! ```
+//! A failure at any point leaves the fact open; the next attempt starts anew.
+//! # Source
+//! F-2, F-4, F-5, F-6.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::rc::Rc;
+
+use braid_env::Payload;
+use braid_terms::{PortionIndex, WriteNumber};
+use braid_wire::io::{
+    BlockRange, Change, FileState, IoReply, IoRequest, Missed, Read, RecordKind, Report,
+};
+use bytes::Bytes;
+
+use super::images::{BLOCK, crcs, runs};
+use super::row_locks::Rows;
+use super::slots::Opened;
+use super::{Condition, Group, Link};
+use crate::disks::{CALL_WAIT, DiskUp};
+
+/// Blocks that are rebuilt under one lock: 1 MiB of a portion.
+const REGION_BLOCKS: u64 = 256;
+
+/// What came of an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Repaired {
+    /// No slot is under a fact any more.
+    Whole,
+    /// Some slot does not answer, or the attempt failed: later again.
+    Not,
+}
+
+impl Group {
+    /// Repairs every slot under a fact whose disk answers.
+    pub async fn repair(self: &Rc<Self>) -> Repaired {
+        let slots: Vec<_> = {
+            let mut state = self.state.borrow_mut();
+            if state.repairing || state.dead.is_some() {
+                return Repaired::Not;
+            }
+            state.repairing = true;
+            let out = state.slots.iter().filter_map(|slot| match slot.condition {
+                Condition::Suspect { .. } => Some(slot.index),
+                _ => None,
+            });
+            out.collect()
+        };
+        let mut whole = true;
+        for slot in slots {
+            let repaired = self.repair_slot(slot).await.is_some();
+            if !repaired {
+                self.join_failed(slot).await;
+            }
+            whole &= repaired;
+        }
+        self.state.borrow_mut().repairing = false;
+        let whole = whole && !self.has_facts() && self.is_alive();
+        if whole { Repaired::Whole } else { Repaired::Not }
+    }
+
+    async fn join_failed(self: &Rc<Self>, index: PortionIndex) {
+        let joining =
+            matches!(self.state.borrow().slot(index).condition, Condition::Joining { .. });
+        if joining {
+            self.remove_slot(index).await;
+        }
+    }
+
+    /// `None` where it did not succeed.
+    async fn repair_slot(self: &Rc<Self>, index: PortionIndex) -> Option<()> {
+        let lcc = self.lcc().ok()?;
+        let Condition::Suspect { fact, after, whole } = self.state.borrow().slot(index).condition
+        else {
+            return None;
+        };
+        // Its files tell whether there is anything to build upon.
+        let Opened::Report(seen, up) = self.open_slot(index).await else { return None };
+        let existed = self.state.borrow().existing & super::images::slot_bit(index) != 0;
+        let gone = seen.layout.is_none() || seen.files.contains(&FileState::Unreadable);
+        let damaged = seen.damaged_after.is_some_and(|lost| lost < after);
+        let whole = whole || (existed && gone) || damaged;
+        // Nothing is numbered between the rejoin's `prev` and the first write that it gets: all rows
+        // are locked meanwhile.
+        let everything = self.everything();
+        let guard = self.locks.lock(everything, false).await;
+        self.pending_settled().await?;
+        let (prev, decided, lengths) = {
+            let state = self.state.borrow();
+            (state.last, state.decided, state.decided_lengths.clone())
+        };
+        let request = IoRequest::Rejoin {
+            fence: self.fence(index, &up),
+            layout: Box::new(self.layout.clone()),
+            after,
+            prev,
+            decided,
+            lengths,
+            home: self.home.get(),
+            whole,
+        };
+        let answer = up.client.call(&request, Payload::empty(), SYNC_WAIT).await;
+        let Ok((Ok(IoReply::Report(report)), _)) = answer else {
+            tracing::warn!(group = %self.layout.group(), slot = %index, ?answer, "no rejoin");
+            return None;
+        };
+        {
+            let mut state = self.state.borrow_mut();
+            let from = WriteNumber {
+                grant: self.grant,
+                sequence: if prev.grant == self.grant { prev.sequence + 1 } else { 1 },
+            };
+            let slot = state.slot_mut(index);
+            slot.condition = Condition::Joining { fact, after, from };
+            slot.link = Link::Up(up.clone());
+            slot.prev = report.last;
+            slot.unknown = false;
+        }
+        self.after_slot_change();
+        drop(guard);
+        let missed = self.missed_of(index, after, whole).await?;
+        let mut blocks = 0;
+        for range in &missed {
+            blocks += range.count;
+            self.rebuild(index, &up, *range).await?;
+        }
+        self.sync_slot(index, &up).await?;
+        for range in &missed {
+            self.read_back(index, &up, *range).await?;
+        }
+        // The slot counts all up to its rejoin as stable, so it must be so everywhere before others
+        // believe its mark.
+        self.stable(decided).await.ok()?;
+        // Required from before this is proposed (hole 23): it has been since the rejoin.
+        lcc.close_fact(fact, self.grant).await.ok()?;
+        {
+            let mut state = self.state.borrow_mut();
+            if !matches!(state.slot(index).condition, Condition::Joining { fact: own, .. } if own == fact)
+            {
+                return None;
+            }
+            state.slot_mut(index).condition = Condition::InSync;
+            state.missed.retain(|missed| missed.slot != index);
+            state.bad.remove(&index);
+        }
+        lcc.count(|counters| counters.blocks_rebuilt += blocks);
+        tracing::info!(group = %self.layout.group(), slot = %index, blocks, "repaired a portion");
+        self.after_slot_change();
+        Some(())
+    }
+
+    fn everything(&self) -> Vec<Rows> {
+        (0..self.layout.devices.len())
+            .map(|device| Rows { device_index: device as u8, range: 0..u64::MAX })
+            .collect()
+    }
+
+    /// Waits until nothing that was numbered is undecided.
+    async fn pending_settled(&self) -> Option<()> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let state = self.state.borrow();
+                if state.dead.is_some() {
+                    return None;
+                }
+                if state.pending.is_empty() {
+                    return Some(());
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Everything that a slot lacks of writes above `after`. Source: F-2.
+    async fn missed_of(
+        self: &Rc<Self>,
+        index: PortionIndex,
+        after: WriteNumber,
+        whole: bool,
+    ) -> Option<Vec<BlockRange>> {
+        let mut rows: BTreeMap<u8, BTreeSet<u64>> = BTreeMap::new();
+        if whole {
+            let lengths = self.state.borrow().lengths.clone();
+            let mut all = Vec::new();
+            for (device_index, length) in lengths.into_iter().enumerate() {
+                let end = super::images::rows_of(&self.geometry, 0..length).end;
+                for first in (0..end).step_by(REGION_BLOCKS as usize) {
+                    let count = REGION_BLOCKS.min(end - first);
+                    all.push(BlockRange { device_index: device_index as u8, first, count });
+                }
+            }
+            return Some(all);
+        }
+        let mut add = |range: &BlockRange| {
+            let blocks = rows.entry(range.device_index).or_default();
+            blocks.extend(range.first..range.first + range.count);
+        };
+        let (slots, bad) = {
+            let state = self.state.borrow();
+            let in_sync = state.slots.iter().filter(|slot| slot.condition.in_sync());
+            let links = in_sync.map(|slot| (slot.index, slot.link.clone()));
+            let missed = state.missed.iter().filter(|missed| missed.slot == index);
+            missed.flat_map(|missed| &missed.ranges).for_each(&mut add);
+            (links.collect::<Vec<_>>(), state.bad.get(&index).cloned().unwrap_or_default())
+        };
+        bad.iter().for_each(&mut add);
+        for (slot, link) in slots {
+            let Link::Up(up) = link else { return None };
+            let request = IoRequest::Inspect { fence: self.fence(slot, &up) };
+            let answer = up.client.call(&request, Payload::empty(), CALL_WAIT).await;
+            let Ok((Ok(IoReply::Report(report)), _)) = answer else { return None };
+            self.missed_in(&report, index, after).iter().for_each(&mut add);
+        }
+        let mut all = Vec::new();
+        for (device_index, blocks) in rows {
+            for run in runs(blocks.into_iter()) {
+                for first in (run.start..run.end).step_by(REGION_BLOCKS as usize) {
+                    let count = REGION_BLOCKS.min(run.end - first);
+                    all.push(BlockRange { device_index, first, count });
+                }
+            }
+        }
+        Some(all)
+    }
+
+    fn missed_in(
+        &self,
+        report: &Report,
+        index: PortionIndex,
+        after: WriteNumber,
+    ) -> Vec<BlockRange> {
+        let bit = super::images::slot_bit(index);
+        let dropped = report.missed.iter().filter(|missed| missed.slot == index);
+        let mut ranges: Vec<BlockRange> =
+            dropped.flat_map(|missed: &Missed| missed.ranges.clone()).collect();
+        for head in &report.records {
+            let record = &head.record;
+            if after < record.number && record.kind == RecordKind::Write {
+                let own = record.footprints.iter().filter(|print| print.slots & bit != 0);
+                ranges.extend(own.map(|print| print.range));
+            }
+        }
+        ranges
+    }
+
+    /// Lays computed blocks in place.
+    async fn rebuild(
+        self: &Rc<Self>,
+        index: PortionIndex,
+        up: &DiskUp,
+        range: BlockRange,
+    ) -> Option<()> {
+        let rows = range.first..range.first + range.count;
+        let lock = vec![Rows { device_index: range.device_index, range: rows.clone() }];
+        let guard = self.locks.lock(lock, false).await;
+        let decided = self.state.borrow().decided;
+        let unit = self.geometry.unit(index);
+        let bytes = self.compute_unit(range.device_index, unit, rows.clone()).await.ok()?;
+        let (changes, payload) = changes_of(range.device_index, &rows, &bytes);
+        let request = IoRequest::Rebuild { fence: self.fence(index, up), decided, changes };
+        let answer = up.client.call(&request, payload, CALL_WAIT).await;
+        drop(guard);
+        let Ok((Ok(IoReply::Promised { .. }), _)) = answer else {
+            tracing::warn!(group = %self.layout.group(), slot = %index, ?answer, "not rebuilt");
+            return None;
+        };
+        Some(())
+    }
+
+    async fn sync_slot(&self, index: PortionIndex, up: &DiskUp) -> Option<()> {
+        let position = braid_terms::JournalPosition(u64::MAX);
+        let request = IoRequest::Sync { incarnation: up.incarnation, position };
+        let answer = up.client.call(&request, Payload::empty(), SYNC_WAIT).await;
+        let Ok((Ok(IoReply::Synced { synced }), _)) = answer else { return None };
+        self.lcc().ok()?.disks.link(self.layout.disk(index)).note_synced(up.incarnation, synced);
+        Some(())
+    }
+
+    /// Reads rebuilt rows back and compares them with what the others say.
+    async fn read_back(
+        self: &Rc<Self>,
+        index: PortionIndex,
+        up: &DiskUp,
+        range: BlockRange,
+    ) -> Option<()> {
+        let rows = range.first..range.first + range.count;
+        let lock = vec![Rows { device_index: range.device_index, range: rows.clone() }];
+        let _guard = self.locks.lock(lock, true).await;
+        let decided = self.state.borrow().decided;
+        let request = IoRequest::Read(Box::new(Read {
+            fence: self.fence(index, up),
+            decided,
+            ranges: vec![range],
+        }));
+        let answer = up.client.call(&request, Payload::empty(), CALL_WAIT).await;
+        let Ok((Ok(IoReply::Blocks { crcs: stored }), payload)) = answer else { return None };
+        let unit = self.geometry.unit(index);
+        let expected = self.compute_unit(range.device_index, unit, rows).await.ok()?;
+        let mut blocks = payload.chunks_exact(BLOCK as usize);
+        let mut right = stored.len() as u64 == range.count;
+        for (crc, expected) in stored.iter().zip(expected.chunks_exact(BLOCK as usize)) {
+            let mut sum = Vec::new();
+            crcs(expected, &mut sum);
+            right &= match crc {
+                Some(crc) => blocks.next() == Some(expected) && sum[0] == *crc,
+                None => expected.iter().all(|byte| *byte == 0),
+            };
+        }
+        if !right {
+            tracing::error!(group = %self.layout.group(), slot = %index, ?range, "read back wrong");
+            return None;
+        }
+        Some(())
+    }
+}
+
+/// Runs of blocks with bytes, and of zeros, which give their space back.
+fn changes_of(device_index: u8, rows: &Range<u64>, bytes: &Bytes) -> (Vec<Change>, Payload) {
+    let block = |row: u64| {
+        let from = ((row - rows.start) * BLOCK) as usize;
+        from..from + BLOCK as usize
+    };
+    let is_zero = |row: &u64| bytes[block(*row)].iter().all(|byte| *byte == 0);
+    let mut changes = Vec::new();
+    let mut payload = Payload::empty();
+    for run in runs(rows.clone().filter(|row| !is_zero(row))) {
+        let piece = bytes.slice(block(run.start).start..block(run.end - 1).end);
+        let mut sums = Vec::new();
+        crcs(&piece, &mut sums);
+        changes.push(Change::Write { device_index, first: run.start, crcs: sums });
+        payload.push(piece);
+    }
+    for run in runs(rows.clone().filter(is_zero)) {
+        let count = run.end - run.start;
+        changes.push(Change::Punch(BlockRange { device_index, first: run.start, count }));
+    }
+    (changes, payload)
+}
+
+/// Longest wait for a medium.
+const SYNC_WAIT: std::time::Duration = std::time::Duration::from_secs(60);

@@ -1,0 +1,149 @@
+//! What of a group's unfinished writes counts, from what its portions report.
+//! # Theory
+//! The new owner walks the numbers up from where all is settled: the newest stable mark or outcome
+//! record that any in-sync slot has. A write is kept while everything that an answered client could
+//! have seen is still there.
+//! ```text
+//! in-sync participant     record there   record not there
+//!   same incarnation      has it         never promised: the write was never decided
+//!   other incarnation     has it         lost: it may have promised before it restarted
+//! ```
+//! # Invariants
+//! R1 A write that was decided is kept, as long as the scheme tolerates what is lost.
+//! R2 What is kept is a prefix.
+//! # Source
+//! W-6(4), W-10; holes 1, 2, 4 and 25 of the design's reasons.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use braid_terms::{PortionIndex, WriteNumber};
+use braid_wire::io::{RecordHead, RecordKind, Report};
+
+/// Where a group stands after all that is in doubt was judged.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resolution {
+    /// Everything up to here was settled before.
+    pub settled: WriteNumber,
+    /// The last write that counts; at least `settled`.
+    pub ends_at: WriteNumber,
+    /// Records above `settled` exist, so the outcome must be written down before the first answer.
+    pub needs_outcome: bool,
+    /// In-sync slots that lack something that counts: to be removed by facts and rebuilt.
+    pub lost_at: BTreeSet<PortionIndex>,
+    /// Lengths of the devices at `ends_at`, in bytes.
+    pub lengths: Vec<u64>,
+    /// Existing portions at `ends_at`, bit K-1 for slot K.
+    pub existing: u32,
+}
+
+/// Judges the reports of all in-sync slots that answered.
+///
+/// `removed` counts the slots that are not in sync, `parity` is m.
+/// There is at least one report; `devices` is the number of the group's devices.
+#[must_use]
+pub fn resolve(
+    reports: &BTreeMap<PortionIndex, Report>,
+    removed: usize,
+    parity: usize,
+    devices: usize,
+) -> Resolution {
+    let stable = reports.values().map(|report| report.stable).max().unwrap_or_default();
+    let outcomes = reports.values().filter_map(|report| report.outcome);
+    let outcome = outcomes.max_by_key(|(number, _, _)| *number);
+    // What an earlier outcome left out is void: from its number on only later records count, but
+    // what it kept may still be needed above the stable mark.
+    let is_void = |number: WriteNumber| {
+        outcome.is_some_and(|(at, ends_at, _)| ends_at < number && number < at)
+    };
+    let mut heads: BTreeMap<WriteNumber, &RecordHead> = BTreeMap::new();
+    for head in reports.values().flat_map(|report| &report.records) {
+        let number = head.record.number;
+        if stable < number && !is_void(number) {
+            heads.entry(number).or_insert(head);
+        }
+    }
+    let mut lost_at = BTreeSet::new();
+    let mut ends_at = stable;
+    let mut newest: Option<&RecordHead> = None;
+    for (number, head) in &heads {
+        if !follows(ends_at, *number, outcome.map(|(at, ends_at, _)| (at, ends_at))) {
+            break;
+        }
+        let settled_by_outcome = outcome.is_some_and(|(at, _, _)| *number <= at);
+        let mut lost = lost_at.clone();
+        let mut has_it = 0;
+        let mut never = false;
+        for participant in &head.record.participants {
+            let Some(report) = reports.get(&participant.slot) else { continue };
+            if report.records.iter().any(|kept| kept.record.number == *number) {
+                has_it += 1;
+            } else if report.incarnation != participant.incarnation
+                || report.damaged_after.is_some_and(|after| after < *number)
+                || settled_by_outcome
+            {
+                lost.insert(participant.slot);
+            } else {
+                never = true;
+            }
+        }
+        if never || has_it == 0 || parity < removed + lost.len() {
+            break;
+        }
+        lost_at = lost;
+        ends_at = *number;
+        if head.record.kind == RecordKind::Write {
+            newest = Some(head);
+        }
+    }
+    let (lengths, existing) = match newest {
+        Some(head) => (head.record.lengths.clone(), head.record.existing),
+        None => settled_lengths(reports, devices),
+    };
+    Resolution {
+        settled: stable,
+        ends_at,
+        needs_outcome: reports
+            .values()
+            .any(|report| report.records.iter().any(|head| stable < head.record.number)),
+        lost_at,
+        lengths,
+        existing,
+    }
+}
+
+/// Whether `next` is the number behind `last`: the next of its grant, or the first of a later one.
+fn follows(
+    last: WriteNumber,
+    next: WriteNumber,
+    outcome: Option<(WriteNumber, WriteNumber)>,
+) -> bool {
+    if next.grant == last.grant {
+        return next.sequence == last.sequence + 1;
+    }
+    // A later grant began after its owner had settled what was before. An outcome record says where
+    // that ended; writes without one began where nothing was in doubt.
+    match outcome {
+        Some((at, ends_at)) if at == next => ends_at <= last,
+        _ => next.sequence == 1,
+    }
+}
+
+/// Lengths where nothing above the stable mark is kept: those of the slot that heard of the newest
+/// write. Every write goes to all in-sync parity slots, so any k slots contain one that did.
+fn settled_lengths(reports: &BTreeMap<PortionIndex, Report>, devices: usize) -> (Vec<u64>, u32) {
+    let base = |report: &&Report| {
+        let first = report.records.first();
+        first.map_or(report.last, |head| head.record.prev)
+    };
+    let newest = reports.values().filter(|report| report.layout.is_some()).max_by_key(base);
+    match newest {
+        Some(report) if report.lengths.len() == devices => {
+            (report.lengths.clone(), report.existing)
+        }
+        _ => (vec![0; devices], 0),
+    }
+}
+
+#[cfg(test)]
+#[path = "resolve_test.rs"]
+mod tests;

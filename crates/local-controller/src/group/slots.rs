@@ -1,0 +1,296 @@
+//! Slots that fail: opened again for a while, then removed by a fact.
+//! # Theory
+//! ```text
+//! Up -failed-> Opening -answers, lacks nothing-> Up (what is in flight is sent again)
+//!                      -lacks something, or silent for REOPEN_WINDOW-> fact -> Suspect
+//!                      -removal would leave fewer than k in sync-> goes on opening
+//! ```
+//! # Source
+//! W-3, W-5, F-2, W-9 (a changed incarnation).
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use braid_env::Payload;
+use braid_terms::{FactKind, Incarnation, PortionIndex, WriteNumber};
+use braid_wire::io::{Fence, IoRefusal, IoReply, IoRequest, Open, Report};
+use tokio::time::{Instant, sleep};
+
+use super::{Condition, Dead, Group, Link, WriteError};
+use crate::disks::{CALL_WAIT, DiskUp};
+
+/// How a slot answered an open.
+pub(crate) enum Opened {
+    Report(Box<Report>, DiskUp),
+    Fenced,
+    /// Its header or journal is unreadable, or it is of a newer layout.
+    Unusable,
+    Silent,
+}
+
+impl Group {
+    /// Waits until every slot that takes part is open, or was removed; below k in sync it waits on.
+    pub(crate) async fn links_ready(self: &Rc<Self>) -> Result<(), WriteError> {
+        loop {
+            let changed = self.changed.notified();
+            let mut down = Vec::new();
+            {
+                let mut state = self.state.borrow_mut();
+                if state.dead.is_some() {
+                    return Err(WriteError::LostOwnership);
+                }
+                let in_sync = state.in_sync();
+                let slots = state.slots.iter_mut().filter(|slot| slot.condition.takes_part());
+                let mut ready = true;
+                for slot in slots {
+                    match &slot.link {
+                        Link::Up(up) if !up.client.is_closed() => {}
+                        Link::Up(up) => {
+                            down.push((slot.index, Some(up.incarnation)));
+                            ready = false;
+                        }
+                        Link::Down => {
+                            down.push((slot.index, None));
+                            ready = false;
+                        }
+                        Link::Opening => ready = false,
+                    }
+                }
+                if ready && self.geometry.data() <= in_sync {
+                    return Ok(());
+                }
+            }
+            for (slot, incarnation) in down {
+                match incarnation {
+                    Some(incarnation) => self.slot_failed(slot, incarnation),
+                    None => self.open_again(slot),
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// A slot did not do what it was asked, at that incarnation.
+    pub(crate) fn slot_failed(self: &Rc<Self>, slot: PortionIndex, incarnation: Incarnation) {
+        {
+            let mut state = self.state.borrow_mut();
+            let slot = state.slot_mut(slot);
+            match &slot.link {
+                Link::Up(up) if up.incarnation == incarnation => slot.link = Link::Down,
+                _ => return,
+            }
+        }
+        self.open_again(slot);
+    }
+
+    fn open_again(self: &Rc<Self>, slot: PortionIndex) {
+        {
+            let mut state = self.state.borrow_mut();
+            if state.dead.is_some() {
+                return;
+            }
+            let slot = state.slot_mut(slot);
+            if !matches!(slot.link, Link::Down) || !slot.condition.takes_part() {
+                return;
+            }
+            slot.link = Link::Opening;
+        }
+        let group = self.clone();
+        tokio::task::spawn_local(async move { group.reopen(slot).await });
+    }
+
+    async fn reopen(self: Rc<Self>, slot: PortionIndex) {
+        let end = Instant::now() + REOPEN_WINDOW;
+        loop {
+            let lacks = match self.open_slot(slot).await {
+                Opened::Report(report, up) => {
+                    if self.take_reopened(slot, &report, up) {
+                        return;
+                    }
+                    true
+                }
+                Opened::Fenced => {
+                    self.kill(Dead::LostOwnership);
+                    return;
+                }
+                Opened::Unusable => true,
+                Opened::Silent => false,
+            };
+            if self.state.borrow().dead.is_some() {
+                return;
+            }
+            let may_remove = {
+                let state = self.state.borrow();
+                let left = state.in_sync() - usize::from(state.slot(slot).condition.in_sync());
+                self.geometry.data() <= left
+            };
+            if (lacks || end <= Instant::now()) && may_remove {
+                self.remove_slot(slot).await;
+                return;
+            }
+            sleep(REOPEN_PAUSE).await;
+        }
+    }
+
+    /// Opens one slot under our grant.
+    pub(crate) async fn open_slot(&self, slot: PortionIndex) -> Opened {
+        let Ok(lcc) = self.lcc() else { return Opened::Fenced };
+        let Some(up) = lcc.disks.connect(self.layout.disk(slot)).await else {
+            return Opened::Silent;
+        };
+        let absent = self.state.borrow().absent();
+        let request = IoRequest::Open(Box::new(Open {
+            fence: Fence { incarnation: Incarnation(0), ..self.fence(slot, &up) },
+            writer: self.writer,
+            layout: self.layout.clone(),
+            absent,
+        }));
+        match up.client.call(&request, Payload::empty(), CALL_WAIT.min(OPEN_WAIT)).await {
+            Ok((Ok(IoReply::Report(report)), _)) => {
+                lcc.disks
+                    .link(self.layout.disk(slot))
+                    .note_synced(report.incarnation, report.synced);
+                let up = DiskUp { incarnation: report.incarnation, ..up };
+                Opened::Report(report, up)
+            }
+            Ok((Err(IoRefusal::Fenced { .. }), _)) => Opened::Fenced,
+            Ok((
+                Err(refusal @ (IoRefusal::Unreadable { .. } | IoRefusal::WrongLayout { .. })),
+                _,
+            )) => {
+                tracing::warn!(group = %self.layout.group(), %slot, ?refusal, "a slot cannot be opened");
+                Opened::Unusable
+            }
+            Ok(_) | Err(_) => Opened::Silent,
+        }
+    }
+
+    /// Takes a slot that answers again; `false` where it lacks what was decided.
+    fn take_reopened(self: &Rc<Self>, index: PortionIndex, report: &Report, up: DiskUp) -> bool {
+        let mut numbers = Vec::new();
+        {
+            let mut state = self.state.borrow_mut();
+            let slot = state.slot(index);
+            if !slot.condition.takes_part() {
+                return true;
+            }
+            // The last decided write that it took part in.
+            let of_slot = |write: &&super::Unstable| write.positions.contains_key(&index);
+            let decided = state.unstable.iter().rev().find(of_slot).map(|write| write.number);
+            let first_pending = state
+                .pending
+                .iter()
+                .find_map(|write| write.parts.get(&index).map(|part| part.prev));
+            let needed = decided.or(first_pending).unwrap_or(slot.prev);
+            let made = report.layout.is_some();
+            if report.damaged_after.is_some() || report.last < needed {
+                return needed == WriteNumber::NONE && !made && {
+                    drop(state);
+                    self.link_up(index, up, true);
+                    true
+                };
+            }
+            // What it reports after a restart was written anew and synced before it served.
+            let incarnation = report.incarnation;
+            for write in &mut state.unstable {
+                if let Some(position) = write.positions.get(&index)
+                    && position.0 != incarnation
+                {
+                    write.positions.remove(&index);
+                }
+            }
+            for write in &state.pending {
+                if write.parts.contains_key(&index) {
+                    numbers.push(write.number);
+                }
+            }
+        }
+        self.link_up(index, up, report.layout.is_none());
+        for number in numbers {
+            self.send_part(number, index);
+        }
+        self.settle_stable();
+        true
+    }
+
+    fn link_up(self: &Rc<Self>, index: PortionIndex, up: DiskUp, unknown: bool) {
+        let mut state = self.state.borrow_mut();
+        let mut made = false;
+        for write in &mut state.pending {
+            if let Some(part) = write.parts.get_mut(&index) {
+                part.create = unknown && !made;
+                part.promised = None;
+                made = true;
+            }
+        }
+        let slot = state.slot_mut(index);
+        slot.unknown = unknown && !made;
+        slot.link = Link::Up(up);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Removes a slot by a fact; returns when that is committed, or the group is dead. Source: F-2.
+    pub(crate) async fn remove_slot(self: &Rc<Self>, index: PortionIndex) {
+        let (kind, joining) = {
+            let mut state = self.state.borrow_mut();
+            let after = state.stable;
+            let slot = state.slot_mut(index);
+            slot.link = Link::Down;
+            match slot.condition {
+                Condition::Suspect { .. } => return,
+                // Its fact is still open.
+                Condition::Joining { fact, after, .. } => {
+                    slot.condition = Condition::Suspect { fact, after, whole: false };
+                    (None, true)
+                }
+                Condition::InSync | Condition::Removing => {
+                    slot.condition = Condition::Removing;
+                    let layout = self.layout.clone();
+                    (Some(FactKind::Suspect { layout, slot: index, after, whole: false }), false)
+                }
+            }
+        };
+        if let Some(kind) = kind {
+            let Ok(lcc) = self.lcc() else { return };
+            let FactKind::Suspect { after, .. } = kind else { return };
+            match lcc.record_fact(self.grant, kind).await {
+                Ok(fact) => {
+                    let mut state = self.state.borrow_mut();
+                    state.slot_mut(index).condition =
+                        Condition::Suspect { fact, after, whole: false };
+                    tracing::info!(group = %self.layout.group(), slot = %index, "removed a slot");
+                }
+                Err(dead) => {
+                    self.kill(dead);
+                    return;
+                }
+            }
+        }
+        if !joining {
+            // While it was being recorded the mark cannot have moved: the slot was required.
+            self.state.borrow_mut().marks_due = true;
+        }
+        self.after_slot_change();
+    }
+
+    /// What may go on once a slot is out or in.
+    pub(crate) fn after_slot_change(self: &Rc<Self>) {
+        self.state.borrow_mut().marks_due = true;
+        if let Ok(lcc) = self.lcc() {
+            lcc.marks_due(self);
+        }
+        self.try_decide();
+        self.settle_stable();
+        self.changed.notify_waiters();
+    }
+}
+
+/// How long a slot may be silent before it is removed: a restarted process is back by then.
+pub(crate) const REOPEN_WINDOW: Duration = Duration::from_millis(700);
+
+/// Pause between two attempts.
+const REOPEN_PAUSE: Duration = Duration::from_millis(30);
+
+/// Longest wait for the answer to an open.
+const OPEN_WAIT: Duration = Duration::from_millis(2000);

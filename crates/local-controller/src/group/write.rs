@@ -1,0 +1,524 @@
+//! Cluster writes of a group: from a change to a decided number, and on to a stable one.
+//! # Theory
+//! See `group/mod.rs`. Bytes of a write are kept until it is decided, so that a slot whose process
+//! was restarted gets them again; not longer.
+//! # Failure
+//! `Full` from one slot withdraws the write and all later ones: their numbers become void at all
+//! participants, and the callers hear `NoSpace`.
+//! # Source
+//! W-1 to W-5, W-8, W-9, S-4.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+use braid_terms::{BLOCK_SIZE, PortionIndex, WriteNumber};
+use braid_wire::io::{
+    Create, Fence, GroupMarks, IoRefusal, IoReply, IoRequest, Participant, Prepare, Record,
+    RecordKind,
+};
+use braid_wire::rpc::CallError;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::images::{Builder, Images, chunks, rows_of, rows_to_read, sections, slot_bit};
+use super::row_locks::Rows;
+use super::{Dead, Group, GroupWrite, Link, Part, Pending, SlotChange, Unstable, WriteError};
+use crate::disks::{CALL_WAIT, DiskUp};
+
+impl Group {
+    /// Makes one atomic change; returns its number when it is decided. Source: W-3.
+    ///
+    /// Changes that touch the same rows happen in the order of the calls' first polls.
+    /// Errors: `WriteError`.
+    pub async fn write(self: &Rc<Self>, change: GroupWrite) -> Result<WriteNumber, WriteError> {
+        self.check_size(&change)?;
+        let lock = self.locks.lock(self.rows_of_change(&change), false);
+        let guard = lock.await;
+        self.links_ready().await?;
+        let images = self.build(&change).await?;
+        self.may_number().await?;
+        let lengths = self.lengths_after(&change);
+        let (_, decided) = self.submit(RecordKind::Write, images, lengths, Some(guard))?;
+        let number = decided.await.map_err(|_| WriteError::LostOwnership)??;
+        let lcc = self.lcc()?;
+        lcc.count(|counters| counters.writes += 1);
+        if lcc.lease_valid() { Ok(number) } else { Err(WriteError::LostOwnership) }
+    }
+
+    /// Waits until everything up to `number` is stable, and sees to it. Source: W-9.
+    pub async fn stable(self: &Rc<Self>, number: WriteNumber) -> Result<(), WriteError> {
+        loop {
+            let changed = self.changed.notified();
+            if self.state.borrow().dead.is_some() {
+                return Err(WriteError::LostOwnership);
+            }
+            if number <= self.state.borrow().stable {
+                return Ok(());
+            }
+            self.push_syncs(number).await;
+            self.settle_stable();
+            if number <= self.state.borrow().stable {
+                return Ok(());
+            }
+            // A slot that failed is opened again or removed; either moves the mark.
+            let _ = timeout(Duration::from_millis(200), changed).await;
+        }
+    }
+
+    /// Makes everything that was decided so far stable.
+    pub async fn sync(self: &Rc<Self>) -> Result<(), WriteError> {
+        let decided = self.state.borrow().decided;
+        self.stable(decided).await
+    }
+
+    /// Asks the disks for what keeps `number` from being stable, and waits for their answers.
+    pub(crate) async fn push_syncs(self: &Rc<Self>, number: WriteNumber) {
+        let Ok(lcc) = self.lcc() else { return };
+        let mut wanted = BTreeMap::new();
+        for write in self.state.borrow().unstable.iter().take_while(|w| w.number <= number) {
+            for (slot, (incarnation, position)) in &write.positions {
+                wanted.insert(*slot, (*incarnation, *position));
+            }
+        }
+        let disk = |slot: PortionIndex| self.layout.disk(slot);
+        let syncs = wanted.into_iter().map(|(slot, (incarnation, position))| {
+            let lcc = lcc.clone();
+            async move {
+                if !lcc.disks.sync(disk(slot), incarnation, position).await {
+                    self.slot_failed(slot, incarnation);
+                }
+            }
+        });
+        futures_util::future::join_all(syncs).await;
+    }
+
+    /// Moves the stable mark over what all in-sync participants have on their media.
+    pub(crate) fn settle_stable(self: &Rc<Self>) {
+        let Ok(lcc) = self.lcc() else { return };
+        let mut state = self.state.borrow_mut();
+        let before = state.stable;
+        while let Some(write) = state.unstable.front() {
+            let is_stable = write.positions.iter().all(|(slot, (incarnation, position))| {
+                !state.slot(*slot).condition.takes_part()
+                    || lcc.disks.link(self.layout.disk(*slot)).is_synced(*incarnation, *position)
+            });
+            if !is_stable {
+                break;
+            }
+            let number = write.number;
+            state.unstable.pop_front();
+            state.stable = number;
+        }
+        if state.stable != before {
+            state.marks_due = true;
+            drop(state);
+            lcc.marks_due(self);
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Hands the marks to the disks' next messages. Source: W-4.
+    pub(crate) fn queue_marks(&self) {
+        let Ok(lcc) = self.lcc() else { return };
+        let mut state = self.state.borrow_mut();
+        state.marks_due = false;
+        let absent = state.absent();
+        for slot in &state.slots {
+            if slot.condition.takes_part() && !slot.unknown {
+                let marks = GroupMarks {
+                    group: self.layout.group(),
+                    slot: slot.index,
+                    grant: self.grant,
+                    decided: state.decided,
+                    stable: state.stable,
+                    absent: absent.clone(),
+                };
+                lcc.disks.queue_marks(slot.disk, marks);
+            }
+        }
+    }
+
+    fn check_size(&self, change: &GroupWrite) -> Result<(), WriteError> {
+        let ends = change.writes.iter().map(|w| w.at.checked_add(w.bytes.len() as u64));
+        let lengths = change.lengths.iter().map(|(_, length)| Some(*length));
+        let fits = |end: Option<u64>| end.is_some_and(|end| end <= DEVICE_SIZE_MAX);
+        if ends.chain(lengths).all(fits) { Ok(()) } else { Err(WriteError::TooBig) }
+    }
+
+    fn rows_of_change(&self, change: &GroupWrite) -> Vec<Rows> {
+        let written = change.writes.iter().map(|write| {
+            let range = write.at..write.at + write.bytes.len() as u64;
+            Rows { device_index: write.device_index, range: rows_of(&self.geometry, range) }
+        });
+        let punched = change.punches.iter().map(|(device_index, range)| Rows {
+            device_index: *device_index,
+            range: rows_of(&self.geometry, range.clone()),
+        });
+        written.chain(punched).collect()
+    }
+
+    fn lengths_after(&self, change: &GroupWrite) -> Vec<u64> {
+        let mut lengths = self.state.borrow().lengths.clone();
+        for write in change.writes.iter().filter(|write| !write.bytes.is_empty()) {
+            let length = &mut lengths[usize::from(write.device_index)];
+            *length = (*length).max(write.at + write.bytes.len() as u64);
+        }
+        for (device_index, length) in &change.lengths {
+            lengths[usize::from(*device_index)] = *length;
+        }
+        lengths
+    }
+
+    async fn build(self: &Rc<Self>, change: &GroupWrite) -> Result<Images, WriteError> {
+        let mut builder = Builder::new(&self.geometry, &self.code);
+        for write in change.writes.iter().filter(|write| !write.bytes.is_empty()) {
+            let device_index = write.device_index;
+            let length = self.state.borrow().lengths[usize::from(device_index)];
+            let range = write.at..write.at + write.bytes.len() as u64;
+            for section in sections(&self.geometry, range) {
+                let from = (section.range.start - write.at) as usize;
+                let to = (section.range.end - write.at) as usize;
+                let bytes = write.bytes.slice(from..to);
+                if section.whole {
+                    builder.whole(device_index, section.range.start, &bytes);
+                } else {
+                    let rows = rows_of(&self.geometry, section.range.clone());
+                    let units = self
+                        .row_buffers(device_index, &section.range, &rows, length, &bytes)
+                        .await?;
+                    builder.rows(device_index, &rows, units, &section.range);
+                }
+            }
+        }
+        for (device_index, range) in &change.punches {
+            assert_eq!(self.punchable(range.clone()), *range, "whole rows are punched");
+            builder.punch(*device_index, &rows_of(&self.geometry, range.clone()));
+        }
+        Ok(builder.finish())
+    }
+
+    /// The k data units' bytes of some rows: what is stored where it stays, the new bytes over it.
+    async fn row_buffers(
+        self: &Rc<Self>,
+        device_index: u8,
+        range: &Range<u64>,
+        rows: &Range<u64>,
+        length: u64,
+        bytes: &[u8],
+    ) -> Result<Vec<Vec<u8>>, WriteError> {
+        let size = (rows.end - rows.start) as usize * BLOCK_SIZE;
+        let mut units = vec![vec![0_u8; size]; self.geometry.data()];
+        for run in rows_to_read(&self.geometry, range, rows.clone(), length) {
+            let old = self.read_rows(device_index, run.clone()).await?;
+            let from = (run.start - rows.start) as usize * BLOCK_SIZE;
+            for (unit, old) in units.iter_mut().zip(old) {
+                unit[from..from + old.len()].copy_from_slice(&old);
+            }
+        }
+        for (unit, buffer) in units.iter_mut().enumerate() {
+            for (index, row) in rows.clone().enumerate() {
+                for (place, at, size) in chunks(&self.geometry, unit, row) {
+                    let start = at.max(range.start);
+                    let end = (at + size).min(range.end);
+                    if start < end {
+                        let to = index * BLOCK_SIZE + place + (start - at) as usize;
+                        let count = (end - start) as usize;
+                        let from = (start - range.start) as usize;
+                        buffer[to..to + count].copy_from_slice(&bytes[from..from + count]);
+                    }
+                }
+            }
+        }
+        Ok(units)
+    }
+
+    /// Waits while a withdrawal is under way.
+    async fn may_number(&self) -> Result<(), WriteError> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let state = self.state.borrow();
+                if state.dead.is_some() {
+                    return Err(WriteError::LostOwnership);
+                }
+                if !state.withdrawing {
+                    return Ok(());
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Gives the change a number and sends its prepares, all without waiting.
+    pub(crate) fn submit(
+        self: &Rc<Self>,
+        kind: RecordKind,
+        mut images: Images,
+        lengths: Vec<u64>,
+        locks: Option<super::RowGuard>,
+    ) -> Result<(WriteNumber, oneshot::Receiver<Result<WriteNumber, WriteError>>), Dead> {
+        let (done, decided) = oneshot::channel();
+        let number = {
+            let mut state = self.state.borrow_mut();
+            if let Some(dead) = state.dead {
+                return Err(dead);
+            }
+            let number = match kind {
+                RecordKind::Outcome { .. } => WriteNumber { grant: self.grant, sequence: 0 },
+                _ if state.last.grant == self.grant => {
+                    WriteNumber { grant: self.grant, sequence: state.last.sequence + 1 }
+                }
+                _ => WriteNumber { grant: self.grant, sequence: 1 },
+            };
+            state.last = number;
+            let k = self.geometry.data();
+            images.slots.resize_with(state.slots.len(), SlotChange::default);
+            let whole = matches!(kind, RecordKind::Outcome { .. }) || self.geometry.parity() == 0;
+            let mut parts = BTreeMap::new();
+            let mut participants = Vec::new();
+            let mut existing = state.existing;
+            for (place, change) in images.slots.into_iter().enumerate() {
+                let slot = &mut state.slots[place];
+                let changes = !change.changes.is_empty();
+                if !slot.condition.takes_part() || !(changes || place >= k || whole) {
+                    continue;
+                }
+                let incarnation = match &slot.link {
+                    Link::Up(up) => up.incarnation,
+                    Link::Down | Link::Opening => Default::default(),
+                };
+                participants.push(Participant { slot: slot.index, incarnation });
+                let part = Part { prev: slot.prev, change, create: slot.unknown, promised: None };
+                parts.insert(slot.index, part);
+                slot.prev = number;
+                slot.unknown = false;
+                existing |= slot_bit(slot.index);
+            }
+            state.existing = existing;
+            state.lengths.clone_from(&lengths);
+            state.pending.push_back(Pending {
+                number,
+                kind,
+                participants,
+                footprints: images.footprints,
+                lengths,
+                existing,
+                parts,
+                done: Some(done),
+                locks,
+            });
+            number
+        };
+        let slots: Vec<_> = self.layout.slots().collect();
+        for slot in slots {
+            self.send_part(number, slot);
+        }
+        self.try_decide();
+        Ok((number, decided))
+    }
+
+    /// Sends a write's record to one slot, if that is open and takes part.
+    pub(crate) fn send_part(self: &Rc<Self>, number: WriteNumber, slot: PortionIndex) {
+        let (call, up) = {
+            let state = self.state.borrow();
+            let Some(pending) = state.pending.iter().find(|write| write.number == number) else {
+                return;
+            };
+            let Some(part) = pending.parts.get(&slot) else { return };
+            let Link::Up(up) = &state.slot(slot).link else { return };
+            let request = self.prepare_of(&state, pending, part, slot, up);
+            let payload = part.change.payload.clone();
+            let payload =
+                if pending.kind == RecordKind::Write { payload } else { Default::default() };
+            (up.client.start_call(&request, payload, PREPARE_WAIT), up.clone())
+        };
+        if let Ok(lcc) = self.lcc() {
+            lcc.count(|counters| counters.prepares += 1);
+        }
+        let group = self.clone();
+        tokio::task::spawn_local(async move {
+            let answer = call.await;
+            group.on_prepared(number, slot, &up, answer.map(|(reply, _)| reply));
+        });
+    }
+
+    fn prepare_of(
+        &self,
+        state: &super::State,
+        pending: &Pending,
+        part: &Part,
+        slot: PortionIndex,
+        up: &DiskUp,
+    ) -> IoRequest {
+        let record = Record {
+            number: pending.number,
+            prev: part.prev,
+            writer: self.writer,
+            kind: pending.kind,
+            participants: pending.participants.clone(),
+            footprints: pending.footprints.clone(),
+            lengths: pending.lengths.clone(),
+            existing: pending.existing,
+            changes: match pending.kind {
+                RecordKind::Write => part.change.changes.clone(),
+                _ => Vec::new(),
+            },
+        };
+        let create = part.create.then(|| {
+            Box::new(Create {
+                writer: self.writer,
+                layout: self.layout.clone(),
+                home: self.home.get(),
+            })
+        });
+        IoRequest::Prepare(Box::new(Prepare {
+            fence: self.fence(slot, up),
+            record,
+            create,
+            decided: state.decided,
+            stable: state.stable,
+        }))
+    }
+
+    pub(crate) fn fence(&self, slot: PortionIndex, up: &DiskUp) -> Fence {
+        Fence { group: self.layout.group(), slot, grant: self.grant, incarnation: up.incarnation }
+    }
+
+    fn on_prepared(
+        self: &Rc<Self>,
+        number: WriteNumber,
+        slot: PortionIndex,
+        up: &DiskUp,
+        answer: Result<Result<IoReply, IoRefusal>, CallError>,
+    ) {
+        match answer {
+            Ok(Ok(IoReply::Promised { position, synced })) => {
+                if let Ok(lcc) = self.lcc() {
+                    let link = lcc.disks.link(self.layout.disk(slot));
+                    link.note_synced(up.incarnation, synced);
+                }
+                let mut state = self.state.borrow_mut();
+                let pending = state.pending.iter_mut().find(|write| write.number == number);
+                if let Some(part) = pending.and_then(|write| write.parts.get_mut(&slot)) {
+                    part.promised = Some((up.incarnation, position));
+                }
+                drop(state);
+                self.try_decide();
+            }
+            Ok(Err(IoRefusal::Full)) => self.withdraw_from(number),
+            Ok(Err(IoRefusal::Fenced { .. })) => {
+                tracing::debug!(group = %self.layout.group(), "a newer grant exists");
+                self.kill(Dead::LostOwnership);
+            }
+            Ok(Err(IoRefusal::BadRequest { reason })) => {
+                tracing::error!(group = %self.layout.group(), %slot, %reason, "a prepare was refused");
+                self.slot_failed(slot, up.incarnation);
+            }
+            Ok(Err(refusal)) => {
+                let ours = self.state.borrow().withdrawing;
+                tracing::debug!(group = %self.layout.group(), %slot, ?refusal, "not prepared");
+                // Behind a refused number every later one meets a gap; the withdrawal mends it.
+                if !(ours && matches!(refusal, IoRefusal::Gap { .. })) {
+                    self.slot_failed(slot, up.incarnation);
+                }
+            }
+            Ok(Ok(_)) | Err(_) => self.slot_failed(slot, up.incarnation),
+        }
+    }
+
+    /// Decides what can be decided. Source: W-3.
+    pub(crate) fn try_decide(self: &Rc<Self>) {
+        let mut answers = Vec::new();
+        {
+            let mut state = self.state.borrow_mut();
+            while let Some(pending) = state.pending.front() {
+                if state.in_sync() < self.geometry.data() {
+                    break;
+                }
+                let required = pending
+                    .parts
+                    .iter()
+                    .filter(|(slot, _)| state.slot(**slot).condition.takes_part());
+                let mut in_sync = 0;
+                let mut all = true;
+                for (slot, part) in required {
+                    all &= part.promised.is_some();
+                    in_sync += usize::from(state.slot(*slot).condition.in_sync());
+                }
+                if !all || in_sync == 0 {
+                    break;
+                }
+                let pending = state.pending.pop_front().expect("it is the front");
+                state.decided = pending.number;
+                state.decided_lengths.clone_from(&pending.lengths);
+                let positions = pending.parts.into_iter();
+                let positions = positions.filter_map(|(slot, part)| Some((slot, part.promised?)));
+                state
+                    .unstable
+                    .push_back(Unstable { number: pending.number, positions: positions.collect() });
+                state.marks_due = true;
+                let void = pending.kind == RecordKind::Void;
+                answers.push((pending.done, pending.locks, pending.number, void));
+            }
+            if state.pending.is_empty() {
+                state.withdrawing = false;
+            }
+        }
+        if answers.is_empty() {
+            return;
+        }
+        if let Ok(lcc) = self.lcc() {
+            lcc.unstable(self);
+        }
+        for (done, locks, number, void) in answers {
+            drop(locks);
+            if let Some(done) = done {
+                let _ = done.send(if void { Err(WriteError::NoSpace) } else { Ok(number) });
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Makes `number` and all later ones void. Source: W-1, S-4.
+    fn withdraw_from(self: &Rc<Self>, number: WriteNumber) {
+        let mut resend = Vec::new();
+        {
+            let mut state = self.state.borrow_mut();
+            let decided = state.decided_lengths.clone();
+            let existing = state.existing;
+            let mut lengths = decided;
+            for pending in &mut state.pending {
+                if pending.number < number {
+                    lengths.clone_from(&pending.lengths);
+                    continue;
+                }
+                if pending.kind == RecordKind::Write {
+                    pending.kind = RecordKind::Void;
+                    pending.existing = existing;
+                    pending.lengths.clone_from(&lengths);
+                    for (slot, part) in &mut pending.parts {
+                        part.promised = None;
+                        part.change = SlotChange::default();
+                        resend.push((pending.number, *slot));
+                    }
+                }
+            }
+            state.lengths = lengths;
+            if resend.is_empty() {
+                return;
+            }
+            state.withdrawing = true;
+        }
+        for (number, slot) in resend {
+            self.send_part(number, slot);
+        }
+    }
+}
+
+/// Largest device, in bytes: what keeps block numbers of portions far from the end of 64 bits.
+const DEVICE_SIZE_MAX: u64 = 1 << 60;
+
+/// Longest wait for a promise before the slot counts as failed.
+const PREPARE_WAIT: Duration = CALL_WAIT;

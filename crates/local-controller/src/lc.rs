@@ -1,0 +1,398 @@
+//! An LC: registers, keeps its lease, hosts LCCs, works off facts, ends cleanly.
+//! # Theory
+//! ```text
+//! RegisterLc -> incarnations -> lease -> serve
+//!    every second      renew the lease, take a newer map, tell holdings to a new global controller
+//!    every second      syncs of what is decided; marks; facts to work off; dead LCCs to sweep
+//!    end               everything stable, marks told, groups released, UnregisterLc
+//! ```
+//! # Failure
+//! An invalid incarnation ends the LC: its main controller starts a new one.
+//! # Source
+//! O-3, O-4, O-8, F-3, F-4.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use braid_env::{Address, Env, Payload};
+use braid_terms::{
+    ClusterId, ClusterMap, DiskId, DiskState, Fact, FactKind, Incarnation, LEASE_MS, LccId,
+    ServerId,
+};
+use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
+use braid_wire::coordinator_client::{CoordinatorClient, CoordinatorError};
+use braid_wire::io::{IoReply, IoRequest};
+use braid_wire::rpc::Peer;
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+
+use crate::disks::{CALL_WAIT, Disks};
+use crate::group::Group;
+use crate::group::repair::Repaired;
+use crate::lcc::{Lcc, LccParts};
+
+/// What an LC is told at its start.
+#[derive(Clone)]
+pub struct LcConfig {
+    /// The server that it belongs to.
+    pub server: ServerId,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Where it listens.
+    pub listen: Vec<Address>,
+    /// Coordinators to begin with.
+    pub coordinators: Vec<SocketAddr>,
+    /// Unix sockets of this server's I/O servers.
+    pub io_sockets: BTreeMap<DiskId, PathBuf>,
+    /// How many LCCs it hosts, 1 at least.
+    pub lccs: u8,
+    /// Groups that an LCC keeps open without need.
+    pub groups_kept: usize,
+    /// Told to end cleanly.
+    pub shutdown: Rc<Notify>,
+}
+
+/// Why an LC ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum LcEnd {
+    /// It was told to, and everything is stable.
+    Clean,
+    /// It was told to, and something could not be brought to its media in time.
+    Unfinished,
+    /// Its incarnation is not valid any more: start again.
+    Invalid,
+    /// It cannot listen.
+    CannotListen,
+}
+
+/// Runs until told to end, or its incarnation is invalid.
+pub async fn run(env: Env, config: LcConfig) -> LcEnd {
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        match env.listen(address.clone()).await {
+            Ok(listener) => listeners.push(listener),
+            Err(error) => {
+                tracing::error!(%address, %error, "the LC cannot listen");
+                return LcEnd::CannotListen;
+            }
+        }
+    }
+    let peer = Peer::Server { server: config.server, incarnation: Incarnation(0), stream: 0 };
+    let coordinators =
+        CoordinatorClient::new(env.clone(), config.cluster, peer, config.coordinators.clone());
+    let (lc, incarnations, map) = tokio::select! {
+        registered = register(&coordinators, &config) => registered,
+        () = config.shutdown.notified() => return LcEnd::Clean,
+    };
+    coordinators.learn(&map);
+    let map = Rc::new(map);
+    let lccs: Vec<Rc<Lcc>> = incarnations
+        .into_iter()
+        .zip(0..)
+        .map(|(incarnation, index)| {
+            let disks =
+                Disks::new(env.clone(), config.cluster, config.server, config.io_sockets.clone());
+            Lcc::new(LccParts {
+                env: env.clone(),
+                cluster: config.cluster,
+                id: LccId { server: config.server, index },
+                incarnation,
+                coordinators: coordinators.clone(),
+                disks,
+                map: map.clone(),
+            })
+        })
+        .collect();
+    let controller = Rc::new(Lc { env, lc, coordinators, lccs, groups_kept: config.groups_kept });
+    let mut tasks =
+        vec![spawn_local(controller.clone().renew()), spawn_local(controller.clone().work())];
+    for lcc in &controller.lccs {
+        tasks.push(spawn_local(lcc.clone().send_facts()));
+        tasks.push(spawn_local(controller.clone().tend(lcc.clone())));
+        tasks.push(spawn_local(warm_up(lcc.clone())));
+    }
+    // FILES: here the file controllers begin: for each listener
+    // `tasks.push(spawn_local(crate::files::serve(controller.lccs.clone(), listener)))`, for each LCC
+    // `tasks.push(spawn_local(crate::files::background(lcc.clone())))` (to-remove lists, the root).
+    drop(listeners);
+    let invalid = futures_util::future::select_all(
+        controller.lccs.iter().map(|lcc| Box::pin(lcc.invalid_bell.notified())),
+    );
+    let end = tokio::select! {
+        _ = invalid => LcEnd::Invalid,
+        () = config.shutdown.notified() => controller.end().await,
+    };
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    end
+}
+
+async fn register(
+    coordinators: &CoordinatorClient,
+    config: &LcConfig,
+) -> (Incarnation, Vec<Incarnation>, ClusterMap) {
+    let request =
+        CoordinatorRequest::RegisterLc { server: config.server, lccs: config.lccs.max(1) };
+    loop {
+        match coordinators.call(&request, CALL_WAIT).await {
+            Ok(CoordinatorReply::Registered { incarnation, lccs, map }) => {
+                return (incarnation, lccs, *map);
+            }
+            answer => tracing::debug!(?answer, "not registered yet"),
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn warm_up(lcc: Rc<Lcc>) {
+    while !lcc.lease_valid() {
+        sleep(Duration::from_millis(20)).await;
+    }
+    lcc.warm_up().await;
+    let disks: Vec<_> = lcc.map().disks.keys().copied().collect();
+    let connects = disks.into_iter().map(|disk| lcc.disks.connect(disk));
+    futures_util::future::join_all(connects).await;
+}
+
+struct Lc {
+    env: Env,
+    lc: Incarnation,
+    coordinators: CoordinatorClient,
+    lccs: Vec<Rc<Lcc>>,
+    groups_kept: usize,
+}
+
+impl Lc {
+    /// Keeps the lease, the map and the list of live disks. Source: O-4.
+    async fn renew(self: Rc<Self>) {
+        loop {
+            let sent = self.env.now();
+            let map_version = self.lccs[0].map().version;
+            let request = CoordinatorRequest::Renew { lc: self.lc, map_version };
+            let answer = self.coordinators.call(&request, RENEW_WAIT).await;
+            match answer {
+                Ok(CoordinatorReply::Renewed { term, map, disks, tell_holdings, .. }) => {
+                    let until = sent + Duration::from_millis(LEASE_MS);
+                    if let Some(map) = map {
+                        let map = Rc::new(*map);
+                        self.lccs.iter().for_each(|lcc| lcc.learn(map.clone()));
+                    }
+                    for lcc in &self.lccs {
+                        lcc.set_lease(until, disks.clone());
+                    }
+                    if tell_holdings {
+                        self.tell_holdings(term).await;
+                    }
+                }
+                Err(CoordinatorError::Refused(CoordinatorRefusal::InvalidIncarnation)) => {
+                    self.lccs.iter().for_each(|lcc| lcc.invalidate());
+                    return;
+                }
+                other => tracing::debug!(?other, "the lease was not renewed"),
+            }
+            let passed = self.env.now() - sent;
+            sleep(RENEW_EVERY.saturating_sub(passed).max(Duration::from_millis(20))).await;
+        }
+    }
+
+    async fn tell_holdings(&self, term: u64) {
+        let mut groups = Vec::new();
+        let mut ranges = Vec::new();
+        for lcc in &self.lccs {
+            let (held, leased) = lcc.holdings();
+            groups.extend(held);
+            ranges.extend(leased);
+        }
+        let mut chunks: Vec<_> = groups.chunks(10_000).map(<[_]>::to_vec).collect();
+        if chunks.is_empty() {
+            chunks.push(Vec::new());
+        }
+        let count = chunks.len();
+        for (index, groups) in chunks.into_iter().enumerate() {
+            let request = CoordinatorRequest::Holdings {
+                lc: self.lc,
+                term,
+                groups,
+                ranges: if index == 0 { std::mem::take(&mut ranges) } else { Vec::new() },
+                last: index + 1 == count,
+            };
+            if self.coordinators.call(&request, RENEW_WAIT).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Background work of one LCC: syncs, marks, and what it need not keep.
+    async fn tend(self: Rc<Self>, lcc: Rc<Lcc>) {
+        let mut turn: u64 = 0;
+        loop {
+            sleep(TEND_EVERY).await;
+            turn += 1;
+            if turn.is_multiple_of(5) {
+                // Not awaited: a disk that hangs must not keep marks from the others.
+                let syncing = lcc.clone();
+                spawn_local(async move { syncing.sync_unstable().await });
+            }
+            let telling = lcc.clone();
+            let _ = timeout(CALL_WAIT, async move { telling.send_marks().await }).await;
+            if turn.is_multiple_of(50) {
+                lcc.evict(self.groups_kept).await;
+            }
+        }
+    }
+
+    /// Works off facts and dead LCCs. Source: F-4, O-8.
+    async fn work(self: Rc<Self>) {
+        loop {
+            sleep(WORK_EVERY).await;
+            if !self.lccs[0].lease_valid() {
+                continue;
+            }
+            let request = CoordinatorRequest::Work { lc: self.lc };
+            let answer = self.coordinators.call(&request, RENEW_WAIT).await;
+            let Ok(CoordinatorReply::Work { facts, sweeps }) = answer else { continue };
+            self.repair_facts(facts).await;
+            for dead in sweeps {
+                self.sweep(dead).await;
+            }
+        }
+    }
+
+    async fn repair_facts(&self, facts: Vec<Fact>) {
+        let live = self.lccs[0].live_disks();
+        let mut groups = BTreeMap::new();
+        for fact in facts {
+            if let FactKind::Suspect { layout, slot, .. } = fact.kind
+                && layout.check().is_ok()
+                && usize::from(slot.0) <= layout.scheme.portions()
+                && slot.0 >= 1
+                && live.contains(&layout.disk(slot))
+            {
+                groups.insert(layout.group(), layout);
+            }
+        }
+        let layouts: Vec<_> = groups.into_values().collect();
+        // A few at once: the rest of the work must not starve.
+        for some in layouts.chunks(REPAIRS_AT_ONCE) {
+            let repairs = some.iter().map(|layout| async move {
+                let lcc = self.lcc_of(layout.group().0);
+                lcc.count_repair(true);
+                if let Ok(group) = lcc.group(layout).await {
+                    let _ = timeout(REPAIR_WAIT, group.repair()).await;
+                }
+                lcc.count_repair(false);
+            });
+            futures_util::future::join_all(repairs).await;
+        }
+    }
+
+    fn lcc_of(&self, device: u64) -> &Rc<Lcc> {
+        &self.lccs[(device % self.lccs.len() as u64) as usize]
+    }
+
+    /// Settles every group that a dead LCC left unfinished; closes its pending fact only when every
+    /// disk was asked. Source: O-8.
+    async fn sweep(&self, dead: Incarnation) {
+        let lcc = &self.lccs[0];
+        let map = lcc.map();
+        let mut complete = true;
+        let mut layouts = BTreeMap::new();
+        let disks = map.disks.values().filter(|disk| disk.state != DiskState::Failed);
+        for disk in disks {
+            let groups = match lcc.disks.connect(disk.id).await {
+                Some(up) => {
+                    let request = IoRequest::ListUnfinished { writers: vec![dead] };
+                    match up.client.call(&request, Payload::empty(), CALL_WAIT).await {
+                        Ok((Ok(IoReply::Unfinished { groups }), _)) => Some(groups),
+                        _ => None,
+                    }
+                }
+                None => None,
+            };
+            complete &= groups.is_some();
+            for layout in groups.into_iter().flatten() {
+                layouts.insert(layout.group(), layout);
+            }
+        }
+        let mut settled: BTreeSet<_> = BTreeSet::new();
+        for layout in layouts.values() {
+            let lcc = self.lcc_of(layout.group().0);
+            match lcc.group(layout).await {
+                Ok(group) if group.sync().await.is_ok() => {
+                    settled.insert(layout.group());
+                }
+                // A live owner has opened it already.
+                Err(crate::lcc::OwnError::NotOwner(Some(_)) | crate::lcc::OwnError::Unknown) => {
+                    settled.insert(layout.group());
+                }
+                other => {
+                    let reason = other.err();
+                    tracing::debug!(group = %layout.group(), ?reason, "not settled yet");
+                }
+            }
+        }
+        lcc.send_marks().await;
+        if complete && settled.len() == layouts.len() {
+            let request = CoordinatorRequest::CloseSweep { lcc: lcc.incarnation(), dead };
+            let answer = self.coordinators.call(&request, RENEW_WAIT).await;
+            tracing::info!(%dead, groups = layouts.len(), ?answer, "swept a dead LCC");
+        }
+    }
+
+    /// Ends cleanly: everything stable, marks told, nothing pending.
+    async fn end(&self) -> LcEnd {
+        let finished = timeout(END_WAIT, async {
+            let mut all = true;
+            for lcc in &self.lccs {
+                for group in lcc.open_groups() {
+                    all &= finish(&group).await;
+                }
+                // Marks that moved by the syncs.
+                lcc.send_marks().await;
+            }
+            all
+        });
+        if !finished.await.unwrap_or(false) {
+            return LcEnd::Unfinished;
+        }
+        let request = CoordinatorRequest::UnregisterLc { lc: self.lc };
+        match self.coordinators.call(&request, RENEW_WAIT).await {
+            Ok(_) => LcEnd::Clean,
+            Err(_) => LcEnd::Unfinished,
+        }
+    }
+}
+
+async fn finish(group: &Rc<Group>) -> bool {
+    !group.is_alive() || group.sync().await.is_ok()
+}
+
+/// Works a group's facts off now, for who asks for it.
+pub(crate) async fn repair_now(group: &Rc<Group>) -> bool {
+    group.repair().await == Repaired::Whole
+}
+
+/// How often the lease is renewed.
+const RENEW_EVERY: Duration = Duration::from_millis(1000);
+
+/// Longest wait for a global controller before the next attempt.
+const RENEW_WAIT: Duration = Duration::from_millis(2500);
+
+/// How often marks are told; every fifth time the disks are synced.
+const TEND_EVERY: Duration = Duration::from_millis(200);
+
+/// How often facts are looked for.
+const WORK_EVERY: Duration = Duration::from_millis(1000);
+
+/// Groups that one LC repairs at a time.
+const REPAIRS_AT_ONCE: usize = 8;
+
+/// Longest wait for the repair of one group before others get their turn; it goes on meanwhile.
+const REPAIR_WAIT: Duration = Duration::from_secs(600);
+
+/// Longest clean end.
+const END_WAIT: Duration = Duration::from_secs(20);
