@@ -256,10 +256,9 @@ impl Group {
     /// The applied state after the first `count` entries were applied.
     #[must_use]
     pub fn applied_state(&self, count: usize) -> AppliedState {
-        let writes = self.entries.iter().take(count).filter_map(|entry| entry.record.as_ref());
-        let newest = writes
-            .filter(|record| record.kind == RecordKind::Write && record.number > self.lengths_at)
-            .next_back();
+        let mut records = self.entries.iter().take(count).filter_map(|entry| entry.record.as_ref());
+        let newest = records
+            .rfind(|record| record.kind == RecordKind::Write && self.lengths_at < record.number);
         let (lengths, existing, lengths_at) = match newest {
             Some(record) => (record.lengths.clone(), record.existing, record.number),
             None => (self.lengths.clone(), self.existing, self.lengths_at),

@@ -45,6 +45,8 @@ pub struct Journal {
     end: u64,
     salt: u64,
     next: u64,
+    /// Position of the newest record that says something: not a `Synced`.
+    pub needed: JournalPosition,
     /// Bytes in older segments.
     pub older_bytes: u64,
     /// Bytes of its picture and repeated records.
@@ -92,6 +94,7 @@ impl Journal {
             end: SEGMENT_HEAD_SIZE,
             salt,
             next: first,
+            needed: synced,
             older_bytes: 0,
             picture_bytes: 0,
         })
@@ -166,6 +169,9 @@ impl Journal {
         self.file.write_at(&pieces, self.end)?;
         let images_at = self.end + (HEAD_SIZE + padded(body.len())) as u64;
         let position = JournalPosition(self.next);
+        if kind != Kind::Synced {
+            self.needed = position;
+        }
         self.next += 1;
         self.end = images_at + image_bytes as u64;
         Ok(Appended { position, images_at })

@@ -448,4 +448,4 @@ pub fn runs(range: BlockRange) -> impl Iterator<Item = BlockRange> {
 }
 
 /// Bytes after which write-back of a file is started.
-const WRITEBACK_SIZE: u64 = 8 << 20;
+const WRITEBACK_SIZE: u64 = 32 << 20;

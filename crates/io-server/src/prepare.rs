@@ -51,8 +51,9 @@ pub fn judge(group: &Group, record: &Record) -> Verdict {
         return Verdict::Bad("an outcome record has sequence 0 and ends before itself");
     }
     let number = record.number;
-    let kept = group.entries.iter().rev().find(|entry| entry.is_record(number));
-    if let Some(entry) = kept {
+    // What is above the last one cannot be kept; without this, each new record would look at all.
+    let kept = group.entries.iter().rev().take_while(|_| number <= group.last);
+    if let Some(entry) = kept.into_iter().find(|entry| entry.is_record(number)) {
         let is_void = |record: &Record| record.kind == RecordKind::Void;
         let withdraws = is_void(record) && !entry.record.as_ref().is_some_and(is_void);
         if withdraws && number > group.decided {
@@ -205,4 +206,150 @@ pub fn to_pieces(
         }
     }
     (images == u64::from(image_count) && direct.next().is_none()).then_some(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal_body::SlotKey;
+    use braid_env::{File, FileOps};
+    use braid_terms::{
+        DeviceId, DiskId, GrantNumber, GroupLayout, Incarnation, LayoutGeneration, PortionIndex,
+        RaidScheme,
+    };
+    use std::io;
+    use std::rc::Rc;
+
+    struct NoFile;
+
+    impl FileOps for NoFile {
+        fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+            Ok(0)
+        }
+        fn read(
+            &self,
+            _: u64,
+            _: usize,
+        ) -> std::pin::Pin<Box<dyn Future<Output = io::Result<bytes::Bytes>>>> {
+            Box::pin(async { Ok(bytes::Bytes::new()) })
+        }
+        fn write_at(&self, _: &[&[u8]], _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn length(&self) -> io::Result<u64> {
+            Ok(0)
+        }
+        fn set_length(&self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn sync_data(&self) -> std::pin::Pin<Box<dyn Future<Output = io::Result<()>>>> {
+            Box::pin(async { Ok(()) })
+        }
+        fn start_writeback(&self, _: u64, _: u64) {}
+    }
+
+    fn number(sequence: u64) -> WriteNumber {
+        WriteNumber { grant: GrantNumber { term: 1, counter: 1 }, sequence }
+    }
+
+    fn record(at: u64, prev: u64, kind: RecordKind) -> Record {
+        Record {
+            number: number(at),
+            prev: number(prev),
+            writer: Incarnation(1),
+            kind,
+            participants: Vec::new(),
+            footprints: Vec::new(),
+            lengths: vec![0],
+            existing: 0,
+            changes: Vec::new(),
+        }
+    }
+
+    /// Applied up to 3; keeps 5 and 7; 5 is decided.
+    fn group() -> Group {
+        let layout = GroupLayout {
+            devices: vec![DeviceId(1)],
+            scheme: RaidScheme::Raid1 { copies: 1 },
+            strip_size: 4096,
+            generation: LayoutGeneration(1),
+            disks: vec![DiskId(1)],
+        };
+        let mut group =
+            Group::unknown(SlotKey { group: DeviceId(1), slot: PortionIndex(1) }, layout);
+        group.base_prev = number(3);
+        group.last = number(3);
+        for (at, prev) in [(5, 3), (7, 5)] {
+            let at_position = (JournalPosition(at), File(Rc::new(NoFile)));
+            group.push_record(record(at, prev, RecordKind::Write), Vec::new(), at_position);
+        }
+        group.take_marks(number(5), number(3));
+        group
+    }
+
+    #[test] // Proves: W-1.
+    fn the_table_is_walked() {
+        let group = group();
+        for at in 0..10 {
+            for prev in 0..10 {
+                for kind in [RecordKind::Write, RecordKind::Void] {
+                    let expect = match (at, kind) {
+                        (7, RecordKind::Void) => Verdict::ReplaceByVoid,
+                        (5 | 7, _) => Verdict::Repeat(JournalPosition(at)),
+                        (8.., _) if prev == 7 => Verdict::Take,
+                        _ => Verdict::Gap,
+                    };
+                    assert_eq!(judge(&group, &record(at, prev, kind)), expect, "{at} {prev}");
+                }
+            }
+        }
+    }
+
+    #[test] // Proves: W-6.
+    fn an_outcome_ends_at_or_above_what_is_stable() {
+        let group = group();
+        for ends_at in 0..9 {
+            let mut outcome = record(0, 7, RecordKind::Outcome { ends_at: number(ends_at) });
+            outcome.number.grant.counter = 2;
+            let bad = ends_at < 3;
+            assert_eq!(judge(&group, &outcome) == Verdict::Take, !bad, "{ends_at}");
+        }
+    }
+
+    #[test] // Proves: W-8.
+    fn pieces_name_each_block_once_and_where_it_is() {
+        let crcs: Vec<u32> = (0..10).collect();
+        let changes = [
+            Change::Write { device_index: 0, first: 10, crcs: crcs.clone() },
+            Change::Punch(BlockRange { device_index: 0, first: 30, count: 2 }),
+            Change::Write { device_index: 0, first: 40, crcs },
+        ];
+        // Every pair of direct runs, one in each write.
+        for (first, end) in (0..10).flat_map(|first| (first + 1..=10).map(move |end| (first, end)))
+        {
+            let run = |at| BlockRange { device_index: 0, first: at + first, count: end - first };
+            let direct = [run(10), run(40)];
+            let images = u32::try_from(20 - 2 * (end - first)).expect("small");
+            let pieces = to_pieces(&changes, &direct, 1000, images).expect("they fit");
+            let mut image_at = 1000;
+            let mut blocks = Vec::new();
+            for piece in pieces {
+                match piece.source {
+                    Source::Image(at) => {
+                        assert_eq!(at, image_at);
+                        image_at += piece.range.count * BLOCK_SIZE as u64;
+                    }
+                    Source::Direct => assert!(direct.contains(&piece.range)),
+                    Source::Punch => assert_eq!(piece.range.first, 30),
+                }
+                blocks.extend(piece.range.first..piece.range.first + piece.range.count);
+            }
+            let expect: Vec<u64> = (10..20).chain(30..32).chain(40..50).collect();
+            assert_eq!(blocks, expect);
+            assert!(to_pieces(&changes, &direct, 1000, images + 1).is_none());
+        }
+    }
 }

@@ -353,8 +353,12 @@ impl Replay<'_> {
             let _ = self.store.take_prepare(prepared, place);
             return Ok(());
         };
-        if self.seen.insert(key) && prepared.create.is_none() {
+        if self.seen.insert(key) {
             // Its header may be newer than this record: a checkpoint was cut short.
+            if prepared.create.is_some() {
+                let _ = self.store.take_prepare(prepared, place);
+                return Ok(());
+            }
             group.last = prev;
             group.base_prev = prev;
         }
@@ -536,7 +540,8 @@ mod tests {
             let (head, images, synced) = (case & 1 == 1, case & 2 == 2, case & 4 == 4);
             let decision = decide(head, images, synced);
             assert_eq!(decision == Decision::Repeat, head && images);
-            assert_eq!(decision == Decision::Cut, !(head && images) && !synced);
+            let whole = head && images;
+            assert_eq!(decision == Decision::Cut, !(whole || synced));
             assert_eq!(decision == Decision::GroupDamaged, head && !images && synced);
             assert_eq!(decision == Decision::DiskDamaged, !head && synced);
         }

@@ -163,10 +163,22 @@ impl Store {
         let appended = self.append(Kind::Prepare, &prepared, &slices(payload, &images))?;
         let place = self.place(appended, &images);
         self.take_prepare(prepared, &place)?;
+        self.go_on_after_damage(key);
         self.status.prepares += 1;
         self.status.bytes_written += payload.len() as u64;
         self.touched();
         Ok(self.promised(place.position))
+    }
+
+    // The owner has seen the report of an open and goes on from the last record here: nothing that
+    // it counts on is lost.
+    fn go_on_after_damage(&mut self, key: SlotKey) {
+        let damages = self.damages;
+        if let Some(group) = self.groups.get_mut(&key).filter(|g| g.damaged_after.is_some()) {
+            group.damaged_after = None;
+            group.damages_repaired = damages;
+            group.header_dirty = true;
+        }
     }
 
     /// Takes a journalled record into the state. The caller has judged it.
@@ -218,6 +230,10 @@ impl Store {
                 incarnation: self.incarnation,
             };
             let allowed = self.check_fence(&fence, Wish::Use).is_ok();
+            if allowed && !self.groups.contains_key(&key) && marks.absent.is_empty() {
+                // It left the memory because nothing of it is kept: all is stable and applied.
+                continue;
+            }
             if !allowed || !self.load_evicted(key).unwrap_or(false) {
                 refused.push(marks.group);
                 continue;

@@ -51,7 +51,7 @@ impl Syncer {
             if store.failed.is_some() {
                 return Err(MediumFailed);
             }
-            position.min(store.last_position())
+            position.min(store.journal.needed)
         };
         let mut done = self.done.subscribe();
         if target <= *done.borrow() {
@@ -103,8 +103,9 @@ impl Syncer {
             return Err(MediumFailed);
         }
         store.status.syncs += 1;
-        if store.synced < target {
-            store.synced = target;
+        let news = store.synced < store.journal.needed;
+        store.synced = store.synced.max(target);
+        if news {
             // Tells a later start that what stands before is no torn tail. It needs no sync itself.
             let synced = store.synced;
             let _ = store.journal.append(Kind::Synced, synced, &[], &[]);

@@ -156,9 +156,9 @@ impl Inode {
                 1 => to,
                 _ => (from + usize::try_from(random.below(9)).unwrap() * 512).min(to),
             };
-            for at in from..torn {
-                found[at] = self.bytes.get(at).copied().unwrap_or(0);
-            }
+            let new = from.min(self.bytes.len())..torn.min(self.bytes.len());
+            found[from..torn].fill(0);
+            found[from..from + new.len()].copy_from_slice(&self.bytes[new]);
         }
         self.bytes.clone_from(&found);
         self.durable = found;
