@@ -1,0 +1,498 @@
+//! Bytes of a file that is there: reads, writes in place, truncation.
+//!
+//! # Theory
+//! A file of up to 4 KiB stands in its attributes and is changed there, bound to the version that was
+//! looked at. When it grows beyond, its bytes go to a device of their own. Then the device is asked
+//! for each byte, and its length is the file's size; the size in the attributes is a copy, marked
+//! `open` before the first write that extends, and brought up to date by `flush` (N-2).
+//! # Failure
+//! Reads and writes at a place may be repeated after a lost answer; an append may not, and says so.
+//! A file that is replaced while it is read gives `Conflict`, not the end of the file.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use braid_env::Payload;
+use braid_terms::{GroupLayout, INLINE_MAX_DEFAULT, PolicyQuestion};
+use braid_wire::lcc::{AttributeChanges, DirectoryOp, FileData, FileOp, LccReply, SetTime};
+use bytes::Bytes;
+use futures_util::future::{LocalBoxFuture, try_join_all};
+use tokio::task::JoinSet;
+
+use crate::namespace::Inner;
+use crate::node::unexpected;
+use crate::put::{WriteAt, request_bytes, write_op};
+use crate::{Error, Node};
+
+/// A file, whatever its path becomes; all calls may run at once.
+pub struct File {
+    inner: Rc<Inner>,
+    /// As it was last looked at.
+    node: RefCell<Node>,
+    /// Its attributes say `open`, by us or others, as far as we know.
+    is_marked: Cell<bool>,
+    /// Bytes were written to the device since the last flush.
+    is_dirty: Cell<bool>,
+}
+
+/// Reads a file from some place to its end, with requests ahead.
+pub struct FileReader {
+    file: Rc<File>,
+    /// Next byte to be asked for.
+    next: u64,
+    end: u64,
+    piece: u64,
+    /// Pieces in order, asked for already.
+    ahead: VecDeque<LocalBoxFuture<'static, Result<Bytes, Error>>>,
+}
+
+impl File {
+    pub(crate) fn new(inner: Rc<Inner>, node: Node) -> Self {
+        let is_marked = Cell::new(node.attributes.open);
+        Self { inner, node: RefCell::new(node), is_marked, is_dirty: Cell::new(false) }
+    }
+
+    /// The file as it was last looked at.
+    #[must_use]
+    pub fn node(&self) -> Node {
+        self.node.borrow().clone()
+    }
+
+    /// Its attributes as they are now, with the true size.
+    pub async fn refresh(&self) -> Result<Node, Error> {
+        let node = self.look().await?;
+        self.inner.with_true_size(node).await
+    }
+
+    /// Its size in bytes.
+    pub async fn size(&self) -> Result<u64, Error> {
+        Ok(self.refresh().await?.attributes.size)
+    }
+
+    /// Bytes from `at`, fewer at the end of the file.
+    pub async fn read(&self, at: u64, length: usize) -> Result<Bytes, Error> {
+        for _ in 0..ATTEMPTS_MAX {
+            let Some(layout) = self.device() else {
+                let node = self.look().await?;
+                match node.attributes.data {
+                    FileData::None => return Ok(Bytes::new()),
+                    FileData::Inline(bytes) => {
+                        let from = usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
+                        return Ok(bytes.slice(from..bytes.len().min(from.saturating_add(length))));
+                    }
+                    // It has grown since we looked.
+                    FileData::Device(_) => continue,
+                }
+            };
+            let asked = self.inner.read_device(&layout, at, length).await;
+            let is_short = asked.as_ref().is_ok_and(|bytes| bytes.len() < length);
+            if !is_short && !matches!(asked, Err(Error::NotFound { .. })) {
+                return asked;
+            }
+            // Is this the end of the file, or of its device?
+            self.look().await?;
+            if self.device().as_ref() == Some(&layout) {
+                return asked;
+            }
+        }
+        Err(self.changes_too_fast())
+    }
+
+    /// Writes bytes at a place; what lies between the end of the file and it reads as zeros.
+    pub async fn write(&self, at: u64, bytes: Bytes) -> Result<(), Error> {
+        self.write_somewhere(Some(at), bytes).await.map(|_| ())
+    }
+
+    /// Writes bytes at the end, wherever that is then; where they went.
+    pub async fn append(&self, bytes: Bytes) -> Result<u64, Error> {
+        self.write_somewhere(None, bytes).await
+    }
+
+    async fn write_somewhere(&self, at: Option<u64>, bytes: Bytes) -> Result<u64, Error> {
+        if at.unwrap_or(0).checked_add(bytes.len() as u64).is_none_or(|end| i64::MAX as u64 <= end)
+        {
+            return Err(Error::TooBig { path: self.shown() });
+        }
+        if bytes.is_empty() {
+            return Ok(at.unwrap_or(0));
+        }
+        for _ in 0..ATTEMPTS_MAX {
+            if let Some(layout) = self.device() {
+                return self.write_device(&layout, at, bytes).await;
+            }
+            let node = self.look().await?;
+            let old = match &node.attributes.data {
+                FileData::None => Bytes::new(),
+                FileData::Inline(old) => old.clone(),
+                FileData::Device(_) => continue,
+            };
+            let from = at.unwrap_or(old.len() as u64);
+            let end = from + bytes.len() as u64;
+            let fits = end.max(old.len() as u64) <= INLINE_MAX_DEFAULT as u64;
+            let done = if fits {
+                let from = usize::try_from(from).expect("below INLINE_MAX_DEFAULT");
+                let mut new = old.to_vec();
+                new.resize(new.len().max(from + bytes.len()), 0);
+                new[from..from + bytes.len()].copy_from_slice(&bytes);
+                let size = new.len() as u64;
+                self.change_data(&node, FileData::Inline(new.into()), size).await
+            } else {
+                let size = end.max(old.len() as u64);
+                self.move_to_device(&node, &[(0, old), (from, bytes.clone())], size).await
+            };
+            match done {
+                Err(Error::Conflict { .. }) => {}
+                done => return done.map(|()| from),
+            }
+        }
+        Err(self.changes_too_fast())
+    }
+
+    /// Cuts the file or extends it with zeros.
+    pub async fn truncate(&self, size: u64) -> Result<(), Error> {
+        if i64::MAX as u64 <= size {
+            return Err(Error::TooBig { path: self.shown() });
+        }
+        for _ in 0..ATTEMPTS_MAX {
+            if let Some(layout) = self.device() {
+                let home = self.home_device();
+                let op = FileOp::Truncate { length: size, home };
+                self.inner.ask_file(&layout, op, Payload::empty()).await?;
+                let changes = AttributeChanges {
+                    size: Some(size),
+                    size_exact: true,
+                    mtime: Some(SetTime::Now),
+                    ..AttributeChanges::default()
+                };
+                return self.set(changes).await;
+            }
+            let node = self.look().await?;
+            let old = match &node.attributes.data {
+                FileData::None => Bytes::new(),
+                FileData::Inline(old) => old.clone(),
+                FileData::Device(_) => continue,
+            };
+            let done = if size == 0 {
+                self.change_data(&node, FileData::None, 0).await
+            } else if size <= INLINE_MAX_DEFAULT as u64 {
+                let mut new = old.to_vec();
+                new.resize(usize::try_from(size).expect("below INLINE_MAX_DEFAULT"), 0);
+                self.change_data(&node, FileData::Inline(new.into()), size).await
+            } else {
+                self.move_to_device(&node, &[(0, old)], size).await
+            };
+            match done {
+                Err(Error::Conflict { .. }) => {}
+                done => return done,
+            }
+        }
+        Err(self.changes_too_fast())
+    }
+
+    /// Gives a range back: it reads as zeros, the size stays.
+    pub async fn punch(&self, at: u64, length: u64) -> Result<(), Error> {
+        let size = self.size().await?;
+        let length = length.min(size.saturating_sub(at));
+        if length == 0 {
+            return Ok(());
+        }
+        match self.device() {
+            Some(layout) => {
+                self.is_dirty.set(true);
+                let op = FileOp::Punch { at, length };
+                self.inner.ask_file(&layout, op, Payload::empty()).await.map(|_| ())
+            }
+            None => {
+                let zeros = usize::try_from(length.min(INLINE_MAX_DEFAULT as u64)).unwrap_or(0);
+                self.write(at, vec![0; zeros].into()).await
+            }
+        }
+    }
+
+    /// The next place with data, or without (`hole`), at or behind `at`; the size for none.
+    pub async fn seek(&self, at: u64, hole: bool) -> Result<u64, Error> {
+        let size = self.size().await?;
+        match self.device() {
+            Some(layout) => {
+                let op = FileOp::Seek { at, hole };
+                match self.inner.ask_file(&layout, op, Payload::empty()).await? {
+                    (LccReply::Length(place), _) => Ok(place.min(size)),
+                    (reply, _) => Err(unexpected(&reply)),
+                }
+            }
+            None if hole => Ok(size),
+            None => Ok(at.min(size)),
+        }
+    }
+
+    /// Brings size and time in the attributes up to date after writes. Source: N-2.
+    pub async fn flush(&self) -> Result<(), Error> {
+        if !self.is_dirty.replace(false) {
+            return Ok(());
+        }
+        let flushed = self.try_flush().await;
+        flushed.inspect_err(|_| self.is_dirty.set(true))
+    }
+
+    async fn try_flush(&self) -> Result<(), Error> {
+        let Some(layout) = self.device() else { return Ok(()) };
+        let size = self.inner.device_length(&layout).await?;
+        self.is_marked.set(false);
+        let changes = AttributeChanges {
+            size: Some(size),
+            open: Some(false),
+            mtime: Some(SetTime::Now),
+            ..AttributeChanges::default()
+        };
+        self.set(changes).await
+    }
+
+    /// Waits until all its bytes and attributes are on the disks. Source: W-9.
+    pub async fn sync(&self) -> Result<(), Error> {
+        self.flush().await?;
+        if let Some(layout) = self.device() {
+            self.inner.sync_device(&layout).await?;
+        }
+        let home = self.node.borrow().home.clone();
+        self.inner.ask_directory(&home, DirectoryOp::Sync).await.map(|_| ())
+    }
+
+    /// A reader from the start to the end as it is now.
+    pub async fn reader(self) -> Result<FileReader, Error> {
+        self.reader_from(0).await
+    }
+
+    /// A reader from `at` to the end as it is now.
+    pub async fn reader_from(self, at: u64) -> Result<FileReader, Error> {
+        let end = self.size().await?;
+        let bytes_max = self.inner.options.request_bytes;
+        let piece = self.device().map_or(bytes_max, |layout| request_bytes(&layout, bytes_max));
+        let file = Rc::new(self);
+        Ok(FileReader { file, next: at.min(end), end, piece: piece as u64, ahead: VecDeque::new() })
+    }
+
+    fn device(&self) -> Option<GroupLayout> {
+        match &self.node.borrow().attributes.data {
+            FileData::Device(layout) => Some(layout.clone()),
+            FileData::None | FileData::Inline(_) => None,
+        }
+    }
+
+    fn home_device(&self) -> braid_terms::DeviceId {
+        self.node.borrow().home.devices.last().copied().unwrap_or_default()
+    }
+
+    fn shown(&self) -> String {
+        format!("file {}", self.node.borrow().id())
+    }
+
+    fn changes_too_fast(&self) -> Error {
+        Error::Conflict { path: self.shown() }
+    }
+
+    async fn look(&self) -> Result<Node, Error> {
+        let (home, id) = {
+            let node = self.node.borrow();
+            (node.home.clone(), node.id())
+        };
+        let node = self.inner.attributes(&home, id).await?;
+        self.take_node(node.clone());
+        Ok(node)
+    }
+
+    fn take_node(&self, node: Node) {
+        self.is_marked.set(node.attributes.open);
+        *self.node.borrow_mut() = node;
+    }
+
+    async fn set(&self, changes: AttributeChanges) -> Result<(), Error> {
+        let (home, id) = {
+            let node = self.node.borrow();
+            (node.home.clone(), node.id())
+        };
+        let attributes = self.inner.set_attributes(&home, id, changes, false).await?;
+        self.take_node(Node { home, attributes });
+        Ok(())
+    }
+
+    /// New bytes in the attributes, if the file is still as we saw it.
+    async fn change_data(&self, node: &Node, data: FileData, size: u64) -> Result<(), Error> {
+        let changes = AttributeChanges {
+            data: Some((data, size)),
+            only_version: Some(node.attributes.version),
+            ..AttributeChanges::default()
+        };
+        self.set(changes).await
+    }
+
+    /// The bytes do not fit the attributes any more.
+    async fn move_to_device(
+        &self,
+        node: &Node,
+        pieces: &[(u64, Bytes)],
+        size: u64,
+    ) -> Result<(), Error> {
+        let question = PolicyQuestion { path: None, size: Some(size) };
+        let layout = self.inner.files.take(&question).await?;
+        let home = &node.home;
+        let moved = async {
+            self.inner.clone().begin_upload(home.clone(), layout.clone()).await?;
+            for (at, bytes) in pieces.iter().filter(|(_, bytes)| !bytes.is_empty()) {
+                self.inner.write_device(home, &layout, *at, bytes.clone(), true).await?;
+            }
+            let op = FileOp::Truncate { length: size, home: self.home_device() };
+            self.inner.ask_file(&layout, op, Payload::empty()).await?;
+            self.change_data(node, FileData::Device(layout.clone()), size).await
+        };
+        let moved = moved.await;
+        if moved.is_err() {
+            self.inner.abandon(home, layout.group());
+        }
+        moved
+    }
+
+    async fn write_device(
+        &self,
+        layout: &GroupLayout,
+        at: Option<u64>,
+        bytes: Bytes,
+    ) -> Result<u64, Error> {
+        let (home, size) = {
+            let node = self.node.borrow();
+            (node.home.clone(), node.attributes.size)
+        };
+        let extends = at.is_none_or(|at| size < at + bytes.len() as u64);
+        if extends && !self.is_marked.get() {
+            let open = Some(true);
+            self.set(AttributeChanges { open, ..AttributeChanges::default() }).await?;
+        }
+        self.is_dirty.set(true);
+        match at {
+            Some(at) => self.inner.write_device(&home, layout, at, bytes, false).await.map(|()| at),
+            None => {
+                let op = write_op(&home, WriteAt { at: 0, fresh: false, append: true });
+                match self.inner.ask_file(layout, op, bytes.into()).await? {
+                    (LccReply::Written { at, .. }, _) => Ok(at),
+                    (reply, _) => Err(unexpected(&reply)),
+                }
+            }
+        }
+    }
+}
+
+impl FileReader {
+    /// The next bytes; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        self.ask_ahead();
+        let Some(piece) = self.ahead.pop_front() else {
+            return Ok(None);
+        };
+        let bytes = piece.await?;
+        self.ask_ahead();
+        Ok(Some(bytes))
+    }
+
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        self.ahead.is_empty() && self.next == self.end
+    }
+
+    /// Bytes from the first one that is not asked for to the end.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    fn ask_ahead(&mut self) {
+        while self.next < self.end && self.ahead.len() < self.file.inner.options.requests_ahead {
+            let at = self.next;
+            let length = (self.end - at).min(self.piece);
+            self.next += length;
+            let file = self.file.clone();
+            // A task: it goes on while the caller does something else.
+            let mut task = JoinSet::new();
+            task.spawn_local(async move { file.read_whole(at, length).await });
+            self.ahead.push_back(Box::pin(async move {
+                let done = task.join_next().await.expect("there is one task");
+                done.expect("it is not aborted while it is waited for")
+            }));
+        }
+    }
+}
+
+impl File {
+    /// Exactly these bytes: the file was that long when the reader began.
+    async fn read_whole(&self, at: u64, length: u64) -> Result<Bytes, Error> {
+        let length = usize::try_from(length).expect("a piece fits the memory");
+        let bytes = self.read(at, length).await?;
+        if bytes.len() == length { Ok(bytes) } else { Err(self.changes_too_fast()) }
+    }
+}
+
+impl Inner {
+    /// The size in the attributes may be behind the device's. Source: N-2.
+    pub(crate) async fn with_true_size(&self, mut node: Node) -> Result<Node, Error> {
+        if let (true, FileData::Device(layout)) = (node.attributes.open, &node.attributes.data) {
+            node.attributes.size = self.device_length(layout).await?;
+        }
+        Ok(node)
+    }
+
+    async fn device_length(&self, layout: &GroupLayout) -> Result<u64, Error> {
+        match self.ask_file(layout, FileOp::Length, Payload::empty()).await? {
+            (LccReply::Length(length), _) => Ok(length),
+            (reply, _) => Err(unexpected(&reply)),
+        }
+    }
+
+    async fn read_device(
+        &self,
+        layout: &GroupLayout,
+        at: u64,
+        length: usize,
+    ) -> Result<Bytes, Error> {
+        let bytes_max = request_bytes(layout, self.options.request_bytes);
+        let read = |at: u64, length: usize| async move {
+            let length = u32::try_from(length).expect("bounded by the request's bytes");
+            let op = FileOp::Read { at, length, stable: false };
+            match self.ask_file(layout, op, Payload::empty()).await? {
+                (LccReply::Read { .. }, bytes) if bytes.len() <= length as usize => Ok(bytes),
+                (reply, _) => Err(unexpected(&reply)),
+            }
+        };
+        if length <= bytes_max {
+            return read(at, length).await;
+        }
+        let pieces = (0..length).step_by(bytes_max);
+        let pieces = pieces.map(|from| read(at + from as u64, bytes_max.min(length - from)));
+        Ok(try_join_all(pieces).await?.concat().into())
+    }
+
+    /// Writes in requests of whole stripes, all at once.
+    async fn write_device(
+        &self,
+        home: &GroupLayout,
+        layout: &GroupLayout,
+        at: u64,
+        bytes: Bytes,
+        fresh: bool,
+    ) -> Result<(), Error> {
+        let step = request_bytes(layout, self.options.request_bytes);
+        let mut pieces = Vec::new();
+        let mut from = 0;
+        while from < bytes.len() {
+            let place = at + from as u64;
+            let to_edge = step - usize::try_from(place % step as u64).expect("below `step`");
+            let to = bytes.len().min(from + to_edge);
+            let op = write_op(home, WriteAt { at: place, fresh, append: false });
+            pieces.push(self.ask_file(layout, op, bytes.slice(from..to).into()));
+            from = to;
+        }
+        try_join_all(pieces).await.map(|_| ())
+    }
+}
+
+/// How often a file may be changed under our hands before we give up.
+const ATTEMPTS_MAX: usize = 20;

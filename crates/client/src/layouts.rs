@@ -1,0 +1,150 @@
+//! Numbers and places for new devices, fetched ahead.
+//!
+//! # Theory
+//! An LCC gives layouts of devices that it owns from the start (O-2). They are fetched in batches
+//! from all LCs in turn and used in turn, so that new devices, and the work on them, spread over
+//! the servers. Where policies are set, the layout depends on the path: then each is asked for alone.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use braid_terms::{DataType, GroupLayout, PolicyQuestion};
+use braid_wire::lcc::{LccReply, LccRequest};
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+
+use crate::Error;
+use crate::reach::{Place, Reach};
+
+/// Layouts for new devices of one kind.
+pub struct Stock {
+    reach: Rc<Reach>,
+    data_type: DataType,
+    batch: u32,
+    ready: RefCell<VecDeque<(GroupLayout, Place)>>,
+    /// Whom to ask next.
+    turn: Cell<usize>,
+    is_fetching: Cell<bool>,
+    fetched: Notify,
+    failure: RefCell<Option<Error>>,
+}
+
+impl Stock {
+    pub fn new(reach: Rc<Reach>, data_type: DataType, batch: u32) -> Rc<Self> {
+        // Clients that start at once do not all begin with the same LC.
+        let turn = Cell::new(reach.env.random_below(1 << 16) as usize);
+        Rc::new(Self {
+            reach,
+            data_type,
+            batch,
+            ready: RefCell::default(),
+            turn,
+            is_fetching: Cell::new(false),
+            fetched: Notify::new(),
+            failure: RefCell::new(None),
+        })
+    }
+
+    /// A layout that nobody else has.
+    pub async fn take(self: &Rc<Self>, question: &PolicyQuestion) -> Result<GroupLayout, Error> {
+        let map = self.reach.map().await?;
+        if !map.policies.is_empty() {
+            let mut layouts = self.ask(question.clone(), 1).await?;
+            return layouts
+                .pop()
+                .map(|(layout, place)| self.use_up(layout, place))
+                .ok_or_else(none);
+        }
+        loop {
+            let fetched = self.fetched.notified();
+            let taken = self.ready.borrow_mut().pop_front();
+            if self.ready.borrow().len() < self.batch as usize / 2 {
+                self.begin_fetch();
+            }
+            if let Some((layout, place)) = taken {
+                return Ok(self.use_up(layout, place));
+            }
+            fetched.await;
+            let failure = self.failure.borrow().clone();
+            if let Some(error) = failure.filter(|_| self.ready.borrow().is_empty()) {
+                return Err(error);
+            }
+        }
+    }
+
+    fn use_up(&self, layout: GroupLayout, place: Place) -> GroupLayout {
+        self.reach.learn_owner(layout.group(), place);
+        layout
+    }
+
+    fn begin_fetch(self: &Rc<Self>) {
+        if !self.is_fetching.replace(true) {
+            spawn_local(self.clone().fetch());
+        }
+    }
+
+    /// A batch from each of two LCs, mixed.
+    async fn fetch(self: Rc<Self>) {
+        let question = PolicyQuestion::default;
+        let (one, other) =
+            tokio::join!(self.ask(question(), self.batch), self.ask(question(), self.batch));
+        let mut failure = None;
+        let mut batches = Vec::new();
+        for fetched in [one, other] {
+            match fetched {
+                Ok(layouts) => batches.push(layouts.into_iter()),
+                Err(error) => failure = Some(error),
+            }
+        }
+        let mut ready = self.ready.borrow_mut();
+        *self.failure.borrow_mut() = if batches.is_empty() { failure } else { None };
+        loop {
+            let before = ready.len();
+            ready.extend(batches.iter_mut().filter_map(Iterator::next));
+            if ready.len() == before {
+                break;
+            }
+        }
+        drop(ready);
+        self.is_fetching.set(false);
+        self.fetched.notify_waiters();
+    }
+
+    /// Asks the next LC, or if it does not help one behind it.
+    async fn ask(
+        &self,
+        question: PolicyQuestion,
+        count: u32,
+    ) -> Result<Vec<(GroupLayout, Place)>, Error> {
+        let data_type = self.data_type;
+        let request = LccRequest::NewDevices { data_type, question, count };
+        let mut failure = none();
+        for _ in 0..self.reach.places().len() {
+            let place = self.next_place().ok_or_else(none)?;
+            match self.reach.ask_at(place, &request).await {
+                Ok(LccReply::Layouts(layouts)) if !layouts.is_empty() => {
+                    let good = layouts.into_iter().filter(|layout| layout.check().is_ok());
+                    return Ok(good.map(|layout| (layout, place)).collect());
+                }
+                Ok(_) => failure = none(),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    fn next_place(&self) -> Option<Place> {
+        let mut places = self.reach.good_places();
+        places.sort_unstable();
+        let turn = self.turn.replace(self.turn.get().wrapping_add(1));
+        (!places.is_empty()).then(|| places[turn % places.len()])
+    }
+}
+
+fn none() -> Error {
+    Error::Unavailable {
+        path: "new files".into(),
+        reason: "no local controller gives device numbers".into(),
+    }
+}

@@ -1,0 +1,383 @@
+//! Finds the owner of a group, asks it, and asks again elsewhere when it is gone.
+//!
+//! # Theory
+//! Each group has one owner; who that is, is remembered from its last answer. Any LCC may be asked:
+//! one that is not the owner names it or becomes it.
+//! ```text
+//! answer                         next
+//! reply, refusal                 done; the owner is remembered
+//! NotOwner, with an owner        ask it
+//! NotOwner, nobody known         ask again soon
+//! Unavailable                    ask again soon; after some time somebody else
+//! connection refused, broken     ask somebody else
+//! ```
+//! # Failure
+//! At the deadline the last reason is told. Whether a change was done is then not known; it carries
+//! an operation id, so that sending it again does it once (L2 of `wire::lcc`).
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use braid_env::{Address, Env, Payload};
+use braid_terms::{ClusterId, ClusterMap, DeviceId, LccId, ServerId};
+use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
+use braid_wire::coordinator_client::CoordinatorClient;
+use braid_wire::lcc::{FileOp, Lcc, LccRefusal, LccReply, LccRequest, OperationId};
+use braid_wire::rpc::{self, CallError, Hello, Peer, Role};
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{ClusterFile, Error};
+
+/// An LCC by its address.
+pub type Place = (SocketAddr, u8);
+
+/// Connections to all LCs, and who owns what.
+pub struct Reach {
+    pub env: Env,
+    cluster: ClusterId,
+    random: u64,
+    counter: Cell<u64>,
+    deadline: Duration,
+    coordinators: CoordinatorClient,
+    servers: RefCell<BTreeMap<ServerId, SocketAddr>>,
+    links: RefCell<BTreeMap<Place, Rc<Link>>>,
+    owners: RefCell<BTreeMap<DeviceId, Place>>,
+    map: RefCell<Option<(Instant, Rc<ClusterMap>)>>,
+}
+
+/// The way to one LCC.
+#[derive(Default)]
+struct Link {
+    client: RefCell<Option<rpc::Client<Lcc>>>,
+    connecting: Mutex<()>,
+    /// It could not be reached then; it is asked last for a while.
+    failed: Cell<Option<Instant>>,
+}
+
+/// What one attempt gave.
+enum Attempt {
+    Done(LccReply, Bytes),
+    Refused(LccRefusal),
+    /// Never sent: the LCC could not be reached.
+    Unreached(String),
+    /// Sent, and no answer came.
+    Unanswered(String),
+}
+
+impl Reach {
+    pub fn new(env: Env, file: &ClusterFile, deadline: Duration) -> Self {
+        let random = env.random();
+        let peer = Peer::Client { random };
+        let addresses = file.servers.iter().map(|server| server.coordinator).collect();
+        let coordinators = CoordinatorClient::new(env.clone(), file.cluster, peer, addresses);
+        Self {
+            env,
+            cluster: file.cluster,
+            random,
+            counter: Cell::new(0),
+            deadline,
+            coordinators,
+            servers: RefCell::new(file.servers.iter().map(|s| (s.id, s.lc)).collect()),
+            links: RefCell::default(),
+            owners: RefCell::default(),
+            map: RefCell::new(None),
+        }
+    }
+
+    /// The identity of a next change.
+    pub fn operation(&self) -> OperationId {
+        self.counter.set(self.counter.get() + 1);
+        OperationId { client: self.random, counter: self.counter.get() }
+    }
+
+    pub fn coordinators(&self) -> &CoordinatorClient {
+        &self.coordinators
+    }
+
+    /// The map, at most some seconds old.
+    pub async fn map(&self) -> Result<Rc<ClusterMap>, Error> {
+        let known = self.map.borrow().clone();
+        match known {
+            Some((when, map)) if when.elapsed() < MAP_AGE_MAX => Ok(map),
+            _ => self.fresh_map(self.deadline).await,
+        }
+    }
+
+    /// The map as it is now.
+    pub async fn fresh_map(&self, deadline: Duration) -> Result<Rc<ClusterMap>, Error> {
+        let request = CoordinatorRequest::Map { linearizable: false };
+        let unavailable =
+            |reason| Error::Unavailable { path: "the map of the cluster".into(), reason };
+        match self.coordinators.call(&request, deadline).await {
+            Ok(CoordinatorReply::Map(map)) => Ok(self.learn(*map)),
+            Ok(_) => Err(unavailable("a coordinator answers something else".into())),
+            Err(error) => Err(unavailable(error.to_string())),
+        }
+    }
+
+    fn learn(&self, map: ClusterMap) -> Rc<ClusterMap> {
+        self.coordinators.learn(&map);
+        let servers: BTreeMap<_, _> = map.servers.values().map(|s| (s.id, s.lc_address)).collect();
+        if !servers.is_empty() {
+            *self.servers.borrow_mut() = servers;
+        }
+        let map = Rc::new(map);
+        *self.map.borrow_mut() = Some((Instant::now(), map.clone()));
+        map
+    }
+
+    /// LCs of all servers, those that could not be reached lately last.
+    pub fn places(&self) -> Vec<Place> {
+        let places =
+            self.servers.borrow().values().map(|address| (*address, 0)).collect::<Vec<_>>();
+        let links = self.links.borrow();
+        let (good, bad): (Vec<_>, Vec<_>) = places
+            .into_iter()
+            .partition(|place| links.get(place).is_none_or(|link| !link.failed_lately()));
+        good.into_iter().chain(bad).collect()
+    }
+
+    /// LCs that were not found to be away lately; all, where all were.
+    pub fn good_places(&self) -> Vec<Place> {
+        let all = self.places();
+        let good: Vec<_> = all.iter().filter(|place| !self.failed_lately(place)).copied().collect();
+        if good.is_empty() { all } else { good }
+    }
+
+    /// This LCC is known to own a group.
+    pub fn learn_owner(&self, group: DeviceId, place: Place) {
+        let mut owners = self.owners.borrow_mut();
+        if OWNERS_MAX <= owners.len() {
+            // Any may go: it is asked for again.
+            owners.pop_first();
+        }
+        owners.insert(group, place);
+    }
+
+    /// Asks the owner of a group; retries until the deadline.
+    ///
+    /// Errors: the owner's refusal, or that there was no answer; `path` says what it was about.
+    pub async fn ask(
+        &self,
+        request: &LccRequest,
+        payload: Payload,
+    ) -> Result<(LccReply, Bytes), Error> {
+        let group = match request {
+            LccRequest::Directory { layout, .. }
+            | LccRequest::File { layout, .. }
+            | LccRequest::DescribeGroup { layout }
+            | LccRequest::Repair { layout } => layout.group(),
+            LccRequest::NewDevices { .. } | LccRequest::Status => {
+                unreachable!("not about a group: see ask_at")
+            }
+        };
+        let what = || format!("device {group}");
+        let once =
+            matches!(request, LccRequest::File { op: FileOp::Write { append: true, .. }, .. });
+        let end = Instant::now() + self.deadline;
+        let mut search = Search { attempts: 0, reason: "no server is known".into(), avoid: None };
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let Some(place) = self.choose(group, &search).filter(|_| !left.is_zero()) else {
+                return Err(Error::Unavailable { path: what(), reason: search.reason });
+            };
+            search.attempts += 1;
+            let pause = match self.attempt(place, request, payload.clone(), left).await {
+                Attempt::Done(reply, bytes) => {
+                    self.learn_owner(group, place);
+                    return Ok((reply, bytes));
+                }
+                Attempt::Refused(LccRefusal::NotOwner { owner }) => {
+                    search.reason = "its owner is changing".into();
+                    self.follow(group, place, owner, &search)
+                }
+                Attempt::Refused(LccRefusal::Unavailable { reason }) => {
+                    search.reason = reason;
+                    // The owner may be cut off from the others; then somebody else can be it.
+                    if search.attempts % 4 == 0 {
+                        self.forget_owner(group, &mut search, place);
+                    }
+                    search.pause()
+                }
+                Attempt::Refused(refusal) => {
+                    self.learn_owner(group, place);
+                    return Err(Error::refused(refusal, what()));
+                }
+                Attempt::Unreached(reason) => {
+                    search.reason = reason;
+                    self.forget_owner(group, &mut search, place);
+                    search.pause()
+                }
+                Attempt::Unanswered(reason) if once => {
+                    let reason = format!("{reason}; the append may have been done");
+                    return Err(Error::Unavailable { path: what(), reason });
+                }
+                Attempt::Unanswered(reason) => {
+                    search.reason = reason;
+                    self.forget_owner(group, &mut search, place);
+                    search.pause()
+                }
+            };
+            sleep(pause.min(end.saturating_duration_since(Instant::now()))).await;
+        }
+    }
+
+    /// Asks one LCC, whatever it is about.
+    pub async fn ask_at(&self, place: Place, request: &LccRequest) -> Result<LccReply, Error> {
+        let what = format!("the server at {}", place.0);
+        match self.attempt(place, request, Payload::empty(), self.deadline.min(ASK_AT_MAX)).await {
+            Attempt::Done(reply, _) => Ok(reply),
+            Attempt::Refused(refusal) => Err(Error::refused(refusal, what)),
+            Attempt::Unreached(reason) | Attempt::Unanswered(reason) => {
+                Err(Error::Unavailable { path: what, reason })
+            }
+        }
+    }
+
+    fn choose(&self, group: DeviceId, search: &Search) -> Option<Place> {
+        if let Some(owner) = self.owners.borrow().get(&group) {
+            return Some(*owner);
+        }
+        let mut places = self.good_places();
+        if places.len() > 1 {
+            places.retain(|place| Some(*place) != search.avoid);
+        }
+        // Clients that look for the same group begin at the same LCC.
+        let start = group.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let count = u64::try_from(places.len()).unwrap_or(1).max(1);
+        let nth = usize::try_from((start + search.attempts) % count).unwrap_or(0);
+        places.get(nth).copied()
+    }
+
+    /// Somebody else owns the group; how long to wait before asking.
+    fn follow(
+        &self,
+        group: DeviceId,
+        asked: Place,
+        owner: Option<(LccId, SocketAddr)>,
+        search: &Search,
+    ) -> Duration {
+        let owner =
+            owner.map(|(lcc, address)| (address, lcc.index)).filter(|owner| *owner != asked);
+        match owner {
+            Some(owner) => {
+                self.learn_owner(group, owner);
+                // An owner that is gone is named until it is out of its lease.
+                if self.failed_lately(&owner) { search.pause() } else { Duration::ZERO }
+            }
+            None => {
+                self.owners.borrow_mut().remove(&group);
+                search.pause()
+            }
+        }
+    }
+
+    fn forget_owner(&self, group: DeviceId, search: &mut Search, place: Place) {
+        self.owners.borrow_mut().remove(&group);
+        search.avoid = Some(place);
+    }
+
+    fn failed_lately(&self, place: &Place) -> bool {
+        self.links.borrow().get(place).is_some_and(|link| link.failed_lately())
+    }
+
+    async fn attempt(
+        &self,
+        place: Place,
+        request: &LccRequest,
+        payload: Payload,
+        left: Duration,
+    ) -> Attempt {
+        let client = match timeout(left.min(CONNECT_MAX), self.client(place)).await {
+            Ok(Ok(client)) => client,
+            Ok(Err(reason)) => return Attempt::Unreached(reason),
+            Err(_) => {
+                self.link(place).failed.set(Some(Instant::now()));
+                return Attempt::Unreached(format!("{} is silent", place.0));
+            }
+        };
+        match client.call(request, payload, left).await {
+            Ok((Ok(reply), bytes)) => Attempt::Done(reply, bytes),
+            Ok((Err(refusal), _)) => Attempt::Refused(refusal),
+            Err(CallError::TooLarge) => Attempt::Refused(LccRefusal::TooBig),
+            Err(error) => {
+                if error == CallError::Closed {
+                    self.link(place).failed.set(Some(Instant::now()));
+                }
+                Attempt::Unanswered(format!("{}: {error}", place.0))
+            }
+        }
+    }
+
+    fn link(&self, place: Place) -> Rc<Link> {
+        self.links.borrow_mut().entry(place).or_default().clone()
+    }
+
+    async fn client(&self, place: Place) -> Result<rpc::Client<Lcc>, String> {
+        let link = self.link(place);
+        let up = || link.client.borrow().clone().filter(|client| !client.is_closed());
+        if let Some(client) = up() {
+            return Ok(client);
+        }
+        let _alone = link.connecting.lock().await;
+        if let Some(client) = up() {
+            return Ok(client);
+        }
+        let peer = Peer::Client { random: self.random };
+        let hello = Hello::new(self.cluster, Role::Lcc, place.1, peer);
+        let options = rpc::ClientOptions {
+            ping_after: PING_AFTER,
+            broken_after: BROKEN_AFTER,
+            ..rpc::ClientOptions::default()
+        };
+        let to = Address::Tcp(place.0);
+        match rpc::Client::connect_with(&self.env, to, hello, options).await {
+            Ok(client) => {
+                link.failed.set(None);
+                *link.client.borrow_mut() = Some(client.clone());
+                Ok(client)
+            }
+            Err(error) => {
+                link.failed.set(Some(Instant::now()));
+                Err(format!("{}: {error}", place.0))
+            }
+        }
+    }
+}
+
+impl Link {
+    fn failed_lately(&self) -> bool {
+        self.failed.get().is_some_and(|when| when.elapsed() < FAILED_AGE_MAX)
+    }
+}
+
+/// State of one search for an owner.
+struct Search {
+    attempts: u64,
+    /// What the last attempt said.
+    reason: String,
+    /// Who was asked last and did not help.
+    avoid: Option<Place>,
+}
+
+impl Search {
+    /// Short at first, then longer.
+    fn pause(&self) -> Duration {
+        PAUSE_MIN * u32::try_from(self.attempts.min(10)).unwrap_or(10)
+    }
+}
+
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const CONNECT_MAX: Duration = Duration::from_millis(1500);
+const PING_AFTER: Duration = Duration::from_secs(1);
+/// An owner that is stopped is out of its lease after 3 s; nobody else can be it before.
+const BROKEN_AFTER: Duration = Duration::from_millis(3500);
+const FAILED_AGE_MAX: Duration = Duration::from_secs(2);
+const MAP_AGE_MAX: Duration = Duration::from_secs(10);
+const ASK_AT_MAX: Duration = Duration::from_secs(10);
+const OWNERS_MAX: usize = 100_000;
