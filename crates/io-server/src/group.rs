@@ -282,6 +282,32 @@ impl Group {
     }
 
     fn note_missed(&mut self, record: &Record) {
+        for (slot, range, joined) in self.misses_of(record) {
+            let map = if joined { &mut self.missed_joining } else { &mut self.missed };
+            map.add(slot, range);
+        }
+    }
+
+    /// What absent slots lack: of dropped records, and of kept ones up to the stable mark, which
+    /// reports do not list. Source: F-2.
+    #[must_use]
+    pub fn missed_so_far(&self) -> MissMap {
+        let mut missed = self.missed.clone();
+        let stable = self.entries.iter().filter(|entry| entry.number <= self.stable);
+        let records = stable.filter_map(|entry| entry.record.as_ref());
+        for record in records.filter(|record| record.kind == RecordKind::Write) {
+            for (slot, range, joined) in self.misses_of(record) {
+                if !joined {
+                    missed.add(slot, range);
+                }
+            }
+        }
+        missed
+    }
+
+    /// Slots that lack a record, the blocks, and whether only a failed join would make it so.
+    fn misses_of(&self, record: &Record) -> Vec<(PortionIndex, BlockRange, bool)> {
+        let mut misses = Vec::new();
         for footprint in &record.footprints {
             for slot in 1..=u8::try_from(self.layout.scheme.portions()).unwrap_or(u8::MAX) {
                 if slot > 32 || footprint.slots >> (slot - 1) & 1 == 0 {
@@ -292,17 +318,18 @@ impl Group {
                 let asked = |asked: &Participant| asked.slot == slot;
                 match absent {
                     Some(Absent { joining_from: Some(from), .. }) if record.number >= *from => {
-                        self.missed_joining.add(slot, footprint.range);
+                        misses.push((slot, footprint.range, true));
                     }
-                    Some(_) => self.missed.add(slot, footprint.range),
+                    Some(_) => misses.push((slot, footprint.range, false)),
                     // Skipped, so there is a fact, also where its news are still on the way.
                     None if !record.participants.iter().any(asked) => {
-                        self.missed.add(slot, footprint.range);
+                        misses.push((slot, footprint.range, false));
                     }
                     None => {}
                 }
             }
         }
+        misses
     }
 
     /// Lengths and existing portions at the newest record up to the stable mark.

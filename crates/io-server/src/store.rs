@@ -320,7 +320,7 @@ impl Store {
             records: unstable.filter_map(head).collect(),
             lengths,
             existing,
-            missed: group.missed.to_missed(),
+            missed: group.missed_so_far().to_missed(),
             damaged_after: group.damaged_after,
             synced: self.synced,
         })

@@ -27,7 +27,7 @@ use braid_wire::coordinator_client::{CoordinatorClient, CoordinatorError};
 use braid_wire::io::{IoReply, IoRequest};
 use braid_wire::rpc::Peer;
 use tokio::sync::Notify;
-use tokio::task::spawn_local;
+use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use crate::disks::{CALL_WAIT, Disks};
@@ -72,63 +72,98 @@ pub enum LcEnd {
 
 /// Runs until told to end, or its incarnation is invalid.
 pub async fn run(env: Env, config: LcConfig) -> LcEnd {
-    let mut listeners = Vec::new();
-    for address in &config.listen {
-        match env.listen(address.clone()).await {
-            Ok(listener) => listeners.push(listener),
-            Err(error) => {
-                tracing::error!(%address, %error, "the LC cannot listen");
-                return LcEnd::CannotListen;
-            }
-        }
-    }
-    let peer = Peer::Server { server: config.server, incarnation: Incarnation(0), stream: 0 };
-    let coordinators =
-        CoordinatorClient::new(env.clone(), config.cluster, peer, config.coordinators.clone());
-    let (lc, incarnations, map) = tokio::select! {
-        registered = register(&coordinators, &config) => registered,
+    let started = tokio::select! {
+        started = Started::start(env, &config) => started,
         () = config.shutdown.notified() => return LcEnd::Clean,
     };
-    coordinators.learn(&map);
-    let map = Rc::new(map);
-    let lccs: Vec<Rc<Lcc>> = incarnations
-        .into_iter()
-        .zip(0..)
-        .map(|(incarnation, index)| {
-            let disks =
-                Disks::new(env.clone(), config.cluster, config.server, config.io_sockets.clone());
+    match started {
+        Ok(started) => started.wait(&config.shutdown).await,
+        Err(end) => end,
+    }
+}
+
+/// An LC that has registered and works.
+pub struct Started {
+    controller: Rc<Lc>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Started {
+    /// Registers, and begins to work and to listen.
+    ///
+    /// Errors: `CannotListen`.
+    pub async fn start(env: Env, config: &LcConfig) -> Result<Self, LcEnd> {
+        let mut listeners = Vec::new();
+        for address in &config.listen {
+            match env.listen(address.clone()).await {
+                Ok(listener) => listeners.push(listener),
+                Err(error) => {
+                    tracing::error!(%address, %error, "the LC cannot listen");
+                    return Err(LcEnd::CannotListen);
+                }
+            }
+        }
+        let peer = Peer::Server { server: config.server, incarnation: Incarnation(0), stream: 0 };
+        let addresses = config.coordinators.clone();
+        let coordinators = CoordinatorClient::new(env.clone(), config.cluster, peer, addresses);
+        let (lc, incarnations, map) = register(&coordinators, config).await;
+        coordinators.learn(&map);
+        let map = Rc::new(map);
+        let lccs = incarnations.into_iter().zip(0..).map(|(incarnation, index)| {
             Lcc::new(LccParts {
                 env: env.clone(),
                 cluster: config.cluster,
                 id: LccId { server: config.server, index },
                 incarnation,
                 coordinators: coordinators.clone(),
-                disks,
+                disks: Disks::new(
+                    env.clone(),
+                    config.cluster,
+                    config.server,
+                    config.io_sockets.clone(),
+                ),
                 map: map.clone(),
             })
-        })
-        .collect();
-    let controller = Rc::new(Lc { env, lc, coordinators, lccs, groups_kept: config.groups_kept });
-    let mut tasks =
-        vec![spawn_local(controller.clone().renew()), spawn_local(controller.clone().work())];
-    for lcc in &controller.lccs {
-        tasks.push(spawn_local(lcc.clone().send_facts()));
-        tasks.push(spawn_local(controller.clone().tend(lcc.clone())));
-        tasks.push(spawn_local(warm_up(lcc.clone())));
+        });
+        let lccs: Vec<Rc<Lcc>> = lccs.collect();
+        let groups_kept = config.groups_kept;
+        let controller = Rc::new(Lc { env, lc, coordinators, lccs, groups_kept });
+        let mut tasks =
+            vec![spawn_local(controller.clone().renew()), spawn_local(controller.clone().work())];
+        for lcc in &controller.lccs {
+            tasks.push(spawn_local(lcc.clone().send_facts()));
+            tasks.push(spawn_local(controller.clone().tend(lcc.clone())));
+            tasks.push(spawn_local(warm_up(lcc.clone())));
+        }
+        // FILES: here the file controllers begin: for each listener
+        // `tasks.push(spawn_local(crate::files::serve(controller.lccs.clone(), listener)))`, for each
+        // LCC `tasks.push(spawn_local(crate::files::background(lcc.clone())))`.
+        drop(listeners);
+        Ok(Self { controller, tasks })
     }
-    // FILES: here the file controllers begin: for each listener
-    // `tasks.push(spawn_local(crate::files::serve(controller.lccs.clone(), listener)))`, for each LCC
-    // `tasks.push(spawn_local(crate::files::background(lcc.clone())))` (to-remove lists, the root).
-    drop(listeners);
-    let invalid = futures_util::future::select_all(
-        controller.lccs.iter().map(|lcc| Box::pin(lcc.invalid_bell.notified())),
-    );
-    let end = tokio::select! {
-        _ = invalid => LcEnd::Invalid,
-        () = config.shutdown.notified() => controller.end().await,
-    };
-    tasks.iter().for_each(tokio::task::JoinHandle::abort);
-    end
+
+    /// Its LCCs, by index.
+    #[must_use]
+    pub fn lccs(&self) -> &[Rc<Lcc>] {
+        &self.controller.lccs
+    }
+
+    /// Waits until it is told to end, or must.
+    pub async fn wait(self, shutdown: &Notify) -> LcEnd {
+        let lccs = &self.controller.lccs;
+        let invalid = lccs.iter().map(|lcc| Box::pin(lcc.invalid_bell.notified()));
+        let invalid = futures_util::future::select_all(invalid);
+        tokio::select! {
+            _ = invalid => LcEnd::Invalid,
+            () = shutdown.notified() => self.controller.end().await,
+        }
+    }
 }
 
 async fn register(

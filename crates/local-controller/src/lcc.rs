@@ -231,6 +231,26 @@ impl Lcc {
     ///
     /// Errors: `OwnError`.
     pub async fn group(self: &Rc<Self>, layout: &GroupLayout) -> Result<Rc<Group>, OwnError> {
+        self.group_made(layout, None).await
+    }
+
+    /// As `group`, but a group that no portion knows is made: for who knows that it was never
+    /// written, though the LCC that gave its number is gone.
+    ///
+    /// Errors: `OwnError`, never `Unknown`.
+    pub async fn group_or_create(
+        self: &Rc<Self>,
+        layout: &GroupLayout,
+        home: DeviceId,
+    ) -> Result<Rc<Group>, OwnError> {
+        self.group_made(layout, Some(home)).await
+    }
+
+    async fn group_made(
+        self: &Rc<Self>,
+        layout: &GroupLayout,
+        create: Option<DeviceId>,
+    ) -> Result<Rc<Group>, OwnError> {
         if layout.check().is_err() {
             return Err(OwnError::BadLayout("the layout of a group contradicts itself".into()));
         }
@@ -262,7 +282,7 @@ impl Lcc {
         let lcc = self.clone();
         let layout = layout.clone();
         tokio::task::spawn_local(async move {
-            let opened = lcc.acquire(layout).await;
+            let opened = lcc.acquire(layout, create).await;
             {
                 let mut groups = lcc.groups.borrow_mut();
                 match &opened {
@@ -276,14 +296,22 @@ impl Lcc {
         result.await.unwrap_or_else(|_| Err(OwnError::Unavailable("the LCC ends".into())))
     }
 
-    async fn acquire(self: &Rc<Self>, layout: GroupLayout) -> Result<Rc<Group>, OwnError> {
+    async fn acquire(
+        self: &Rc<Self>,
+        layout: GroupLayout,
+        create: Option<DeviceId>,
+    ) -> Result<Rc<Group>, OwnError> {
         let end = Instant::now() + ACQUIRE_WAIT;
         let device = layout.group();
         let (grant, facts) = match self.own_range(device) {
             Some(grant) => (grant, self.facts_of(device, end).await?),
             None => self.ask_for(device, end).await?,
         };
-        let opened = Group::open(self, layout, grant, &facts, end).await;
+        let opened = match (Group::open(self, layout.clone(), grant, &facts, end).await, create) {
+            // All slots were fenced by the open and know nothing.
+            (Err(OpenError::Unknown), Some(home)) => Group::fresh(self, layout, grant, home),
+            (opened, _) => opened,
+        };
         opened.map_err(|error| match error {
             OpenError::LostOwnership => OwnError::NotOwner(None),
             OpenError::Unavailable(reason) => OwnError::Unavailable(reason),
@@ -432,7 +460,10 @@ impl Lcc {
         disks.collect()
     }
 
-    async fn new_number(&self) -> Result<DeviceId, PlaceError> {
+    /// A number that no device has.
+    ///
+    /// Errors: `Unavailable`.
+    pub(crate) async fn new_number(&self) -> Result<DeviceId, PlaceError> {
         loop {
             if let Some(range) = self.ranges.borrow_mut().last_mut()
                 && range.next < range.first + NUMBER_RANGE_SIZE

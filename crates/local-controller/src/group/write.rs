@@ -378,7 +378,9 @@ impl Group {
             record,
             create,
             decided: state.decided,
-            stable: state.stable,
+            // The stable mark allows to drop records, so it travels only with the list of slots
+            // under a fact, in marks (hole 22).
+            stable: WriteNumber::NONE,
         }))
     }
 

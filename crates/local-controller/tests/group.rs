@@ -1,0 +1,236 @@
+//! Ring 2: one group over real I/O servers in the simulated world, against a model in memory.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use braid_env::simulated::{Simulation, run};
+use braid_local_controller::{DeviceWrite, Group, GroupWrite, Lcc};
+use braid_terms::{DataType, GroupLayout, PolicyQuestion};
+use bytes::Bytes;
+use common::Cluster;
+use tokio::time::{sleep, timeout};
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, bound: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| self.next(256) as u8).collect()
+    }
+}
+
+async fn layout(lcc: &Rc<Lcc>, strip_size: u32) -> GroupLayout {
+    let question = PolicyQuestion::default();
+    let mut layouts = lcc.new_layouts(DataType::File, &question, 1).await.unwrap();
+    let mut layout = layouts.pop().unwrap();
+    layout.strip_size = strip_size;
+    layout
+}
+
+async fn write(group: &Rc<Group>, model: &mut Vec<u8>, at: usize, bytes: Vec<u8>) {
+    if model.len() < at + bytes.len() {
+        model.resize(at + bytes.len(), 0);
+    }
+    model[at..at + bytes.len()].copy_from_slice(&bytes);
+    let write = DeviceWrite { device_index: 0, at: at as u64, bytes: Bytes::from(bytes) };
+    let change = GroupWrite { writes: vec![write], ..GroupWrite::default() };
+    let written = timeout(Duration::from_secs(30), group.write(change)).await;
+    written.expect("a write stands still").unwrap();
+}
+
+async fn check(group: &Rc<Group>, model: &[u8]) {
+    assert_eq!(group.length(0), model.len() as u64);
+    let read = timeout(Duration::from_secs(30), group.read(0, 0, u64::MAX)).await;
+    let read = read.expect("a read stands still").unwrap().into_bytes();
+    assert_eq!(read.len(), model.len());
+    if let Some(at) = (0..model.len()).find(|at| read[*at] != model[*at]) {
+        panic!("byte {at} of {} is wrong", model.len());
+    }
+}
+
+async fn scribble(group: &Rc<Group>, model: &mut Vec<u8>, random: &mut Random, count: usize) {
+    for _ in 0..count {
+        let at = random.next(model.len() as u64 + 20_000) as usize;
+        let length = match random.next(4) {
+            0 => 1 + random.next(100),
+            1 => 4096,
+            2 => 1 + random.next(20_000),
+            _ => 1 + random.next(400_000),
+        };
+        let bytes = random.bytes(length as usize);
+        write(group, model, at, bytes).await;
+    }
+}
+
+async fn repaired(cluster: &Cluster) {
+    let done = timeout(Duration::from_secs(120), async {
+        while cluster.coordinator.suspects() > 0 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+    done.await.expect("facts stay open");
+}
+
+fn schemes() -> [(&'static str, u32, u32); 6] {
+    [
+        ("raid0/2", 4096, 2),
+        ("raid1/3", 65536, 3),
+        ("raid5/2+1", 512, 3),
+        ("rs/4+2", 65536, 6),
+        ("rs/4+2", 4096, 6),
+        ("rs/2+2", 1024, 5),
+    ]
+}
+
+#[test] // Proves: W-3, G-1.
+fn what_is_written_is_read() {
+    for (scheme, strip, servers) in schemes() {
+        run(1, async |simulation: Simulation| {
+            let cluster = Cluster::start(&simulation, servers, scheme).await;
+            let lc = cluster.start_lc(1).await;
+            let lcc = &lc.lccs()[0];
+            let layout = layout(lcc, strip).await;
+            let group = lcc.create_group(&layout, layout.group()).unwrap();
+            let mut random = Random(3);
+            let mut model = Vec::new();
+            scribble(&group, &mut model, &mut random, 30).await;
+            check(&group, &model).await;
+            group.sync().await.unwrap();
+            assert_eq!(group.marks().0, group.marks().1);
+            check(&group, &model).await;
+        });
+    }
+}
+
+#[test] // Proves: W-6, O-5.
+fn another_owner_finds_everything() {
+    for (scheme, strip, servers) in schemes() {
+        run(2, async |simulation: Simulation| {
+            let cluster = Cluster::start(&simulation, servers, scheme).await;
+            let lc = cluster.start_lc(1).await;
+            let layout = layout(&lc.lccs()[0], strip).await;
+            let group = lc.lccs()[0].create_group(&layout, layout.group()).unwrap();
+            let mut random = Random(5);
+            let mut model = Vec::new();
+            scribble(&group, &mut model, &mut random, 10).await;
+            drop(lc);
+            // The same server starts anew: the LCC of before is invalid.
+            let lc = cluster.start_lc(1).await;
+            let group = lc.lccs()[0].group(&layout).await.unwrap();
+            check(&group, &model).await;
+            scribble(&group, &mut model, &mut random, 10).await;
+            check(&group, &model).await;
+            assert_eq!(cluster.coordinator.suspects(), 0);
+        });
+    }
+}
+
+#[test] // Proves: F-2, F-4, W-5.
+fn killed_and_returned_portions_lose_nothing() {
+    for (seed, (scheme, strip, servers)) in schemes().into_iter().skip(1).enumerate() {
+        let scheme_parity = scheme.parse::<braid_terms::RaidScheme>().unwrap().parity() as u32;
+        run(seed as u64, async |simulation: Simulation| {
+            let cluster = Cluster::start(&simulation, servers, scheme).await;
+            let lc = cluster.start_lc(1).await;
+            let layout = layout(&lc.lccs()[0], strip).await;
+            let group = lc.lccs()[0].create_group(&layout, layout.group()).unwrap();
+            let mut random = Random(seed as u64);
+            let mut model = Vec::new();
+            scribble(&group, &mut model, &mut random, 10).await;
+            for round in 0..3 {
+                let out: Vec<u32> = (0..scheme_parity)
+                    .map(|at| layout.disks[(at as usize + 2 * round) % layout.disks.len()].0)
+                    .collect();
+                for number in &out {
+                    if round == 1 { cluster.power_cut(*number) } else { cluster.kill_io(*number) }
+                }
+                scribble(&group, &mut model, &mut random, 6).await;
+                check(&group, &model).await;
+                assert!(cluster.coordinator.suspects() > 0);
+                for number in &out {
+                    if round == 1 { cluster.power_on(*number) } else { cluster.start_io(*number) }
+                }
+                scribble(&group, &mut model, &mut random, 4).await;
+                check(&group, &model).await;
+                repaired(&cluster).await;
+                // The answer to the close is on its way.
+                sleep(Duration::from_millis(100)).await;
+                assert!(group.absent().is_empty());
+                check(&group, &model).await;
+            }
+        });
+    }
+}
+
+#[test] // Proves: W-5.
+fn a_short_restart_costs_no_fact() {
+    run(7, async |simulation: Simulation| {
+        let cluster = Cluster::start(&simulation, 6, "rs/4+2").await;
+        let lc = cluster.start_lc(1).await;
+        let layout = layout(&lc.lccs()[0], 65536).await;
+        let group = lc.lccs()[0].create_group(&layout, layout.group()).unwrap();
+        let mut random = Random(9);
+        let mut model = Vec::new();
+        scribble(&group, &mut model, &mut random, 5).await;
+        for number in 1..=6 {
+            cluster.kill_io(number);
+            cluster.start_io(number);
+            scribble(&group, &mut model, &mut random, 3).await;
+        }
+        check(&group, &model).await;
+        assert_eq!(cluster.coordinator.suspects(), 0);
+    });
+}
+
+#[test] // Proves: F-6, S-2.
+fn a_flipped_bit_is_never_returned_and_is_repaired() {
+    run(11, async |simulation: Simulation| {
+        let cluster = Cluster::start(&simulation, 6, "rs/4+2").await;
+        let lc = cluster.start_lc(1).await;
+        let layout = layout(&lc.lccs()[0], 65536).await;
+        let group = lc.lccs()[0].create_group(&layout, layout.group()).unwrap();
+        let mut random = Random(13);
+        let mut model = Vec::new();
+        let bytes = random.bytes(1 << 20);
+        write(&group, &mut model, 0, bytes).await;
+        group.sync().await.unwrap();
+        sleep(Duration::from_secs(15)).await;
+        let disk = simulation.machine(layout.disks[1].0).disk("/disk").unwrap();
+        let name = layout.portion_name(0, braid_terms::PortionIndex(2)).path();
+        disk.flip_bit(&name, 4096 * 20 + 77, 3);
+        check(&group, &model).await;
+        sleep(Duration::from_millis(100)).await;
+        repaired(&cluster).await;
+        check(&group, &model).await;
+        assert!(lc.lccs()[0].status().blocks_rebuilt > 0);
+    });
+}
+
+#[test] // Proves: O-5, W-6.
+fn an_old_owner_is_fenced() {
+    run(17, async |simulation: Simulation| {
+        let cluster = Cluster::start(&simulation, 6, "rs/4+2").await;
+        let old = cluster.start_lc(1).await;
+        let layout = layout(&old.lccs()[0], 65536).await;
+        let group = old.lccs()[0].create_group(&layout, layout.group()).unwrap();
+        let mut random = Random(19);
+        let mut model = Vec::new();
+        scribble(&group, &mut model, &mut random, 4).await;
+        let new = cluster.start_lc(1).await;
+        let taken = new.lccs()[0].group(&layout).await.unwrap();
+        check(&taken, &model).await;
+        let write = DeviceWrite { device_index: 0, at: 0, bytes: Bytes::from(vec![1; 4096]) };
+        let change = GroupWrite { writes: vec![write], ..GroupWrite::default() };
+        let refused = timeout(Duration::from_secs(20), group.write(change)).await.expect("an end");
+        assert!(refused.is_err());
+        check(&taken, &model).await;
+    });
+}
