@@ -18,13 +18,13 @@
 
 use std::collections::BTreeSet;
 
-use braid_terms::{BLOCK_SIZE, PortionName, WriteNumber};
+use braid_terms::{BLOCK_SIZE, PortionName};
 use braid_wire::io::BlockRange;
 
 use crate::group::{AppliedState, Entry, Group, Piece, Source};
 use crate::journal_body::SlotKey;
 use crate::portion_file::{PortionError, runs};
-use crate::portion_page::{Checksums, GROUP_BLOCKS, Header, block_offset};
+use crate::portion_page::{Checksums, GROUP_BLOCKS, Header};
 use crate::range_set::RangeSet;
 use crate::store::Store;
 
@@ -79,10 +79,6 @@ impl Store {
         }
         for (device, page) in pages {
             let name = names[usize::from(device)];
-            if self.files.is_torn(name, page)? && !self.is_explained(name, device, page, &done)? {
-                // Its checksums are lost and cannot be told from never written: ask for a rebuild.
-                group.damaged_after = Some(WriteNumber::NONE);
-            }
             if 0 < page {
                 self.files.write_page(name, page)?;
             }
@@ -127,28 +123,6 @@ impl Store {
                 Ok(run.count * BLOCK_SIZE as u64)
             }
         }
-    }
-
-    // A page whose first write was torn may lack nothing but what is being repeated.
-    fn is_explained(
-        &mut self,
-        name: PortionName,
-        device_index: u8,
-        page: u64,
-        repeated: &RangeSet,
-    ) -> Result<bool, PortionError> {
-        let Some(file) = self.files.file(name)? else { return Ok(true) };
-        let group = BlockRange { device_index, first: page * GROUP_BLOCKS, count: GROUP_BLOCKS };
-        let mut block = vec![0; BLOCK_SIZE];
-        for range in repeated.gaps(group) {
-            for at in range.first..range.first + range.count {
-                let count = file.read_at(&mut block, block_offset(at))?;
-                if block[..count].iter().any(|byte| *byte != 0) {
-                    return Ok(false);
-                }
-            }
-        }
-        Ok(true)
     }
 }
 

@@ -85,7 +85,6 @@ pub(crate) async fn checkpoint(
     sync_journal_folder(store).await?;
     remove_old_segments(store);
     let mut store = store.borrow_mut();
-    store.files.repeating = false;
     let keep = store.limits.groups_max;
     store.evict_above = 0;
     store.evict(keep);

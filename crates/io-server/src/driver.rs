@@ -163,7 +163,7 @@ impl IoServer {
         if kept {
             server.medium(checkpoint(&server.store, &server.syncer).await.map(|_| ()))?;
         }
-        server.store.borrow_mut().files.repeating = false;
+        server.store.borrow_mut().files.end_repeating();
         Ok(server)
     }
 

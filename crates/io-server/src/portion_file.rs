@@ -7,8 +7,9 @@
 //! F1 A page goes to the slot that is not the newest valid one.
 //! F2 Every file written to is in `unsynced` until a sync that began later has ended.
 //! # Failure
-//! A page of which no slot is valid makes its blocks unreadable; other groups of blocks are not
-//! concerned. A file with two empty headers was begun and never finished, and counts as none.
+//! A page with a slot that is neither valid nor empty makes its blocks unreadable, because the newest
+//! checksums may have been in it; other groups of blocks are not concerned. While the journal is
+//! repeated it is the change that was cut short, and is made again. A file with two empty headers was begun and never finished, and counts as none.
 //! # Source
 //! S-1, S-4, F-5.
 
@@ -140,8 +141,6 @@ struct Page {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PageState {
     Good,
-    // One slot is torn, the other empty: the first write of the page was cut short, or it rotted.
-    Torn,
     Lost,
 }
 
@@ -213,12 +212,10 @@ impl PortionFiles {
     ///
     /// Errors: `PageLost`, `Io`.
     pub fn checksums(&mut self, name: PortionName, group: u64) -> Result<&Checksums, PortionError> {
-        let repeating = self.repeating;
         let page = self.page(name, group)?;
         match page.state {
             PageState::Good => Ok(&page.checksums),
-            PageState::Torn if repeating => Ok(&page.checksums),
-            PageState::Torn | PageState::Lost => Err(PortionError::PageLost { group }),
+            PageState::Lost => Err(PortionError::PageLost { group }),
         }
     }
 
@@ -232,12 +229,6 @@ impl PortionFiles {
     ) -> Result<&mut Checksums, PortionError> {
         self.checksums(name, group)?;
         Ok(&mut self.page(name, group)?.checksums)
-    }
-
-    /// Whether the journal must explain every block of a block group: its first page write was cut
-    /// short.
-    pub fn is_torn(&mut self, name: PortionName, group: u64) -> Result<bool, PortionError> {
-        Ok(self.page(name, group)?.state == PageState::Torn)
     }
 
     /// Writes the page of block group `group` (not 0) to its older slot.
@@ -264,11 +255,17 @@ impl PortionFiles {
         let key = PageKey { identity: self.identity, name, group };
         let file = self.make_file(name)?;
         let page = self.page(name, group)?;
-        let slot = if page.generation == 0 { 0 } else { 1 - page.newest };
         let bytes = encode(key, page.generation + 1, header, &page.checksums);
-        file.write_at(&[&bytes], slots_offset(group) + slot * BLOCK_SIZE as u64)?;
+        if page.generation == 0 {
+            // Both, so that from the first checkpoint on no slot is ever rightly invalid: rot of
+            // one is then not taken for a change that was cut short.
+            file.write_at(&[&bytes, &bytes], slots_offset(group))?;
+        } else {
+            page.newest = 1 - page.newest;
+            let at = slots_offset(group) + page.newest * BLOCK_SIZE as u64;
+            file.write_at(&[&bytes], at)?;
+        }
         page.generation += 1;
-        page.newest = slot;
         page.state = PageState::Good;
         self.unsynced.file(name, &file);
         Ok(())
@@ -317,6 +314,13 @@ impl PortionFiles {
         Ok(())
     }
 
+    /// The journal was repeated: from now on an invalid slot is damage.
+    pub fn end_repeating(&mut self) {
+        self.repeating = false;
+        self.portions.clear();
+        self.pages = 0;
+    }
+
     /// Keeps the number of open files and pages in bounds; called between requests.
     pub fn trim(&mut self) {
         if self.portions.len() > OPEN_MAX {
@@ -358,18 +362,14 @@ impl PortionFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(portion),
             Err(error) => return Err(error),
         };
-        let (mut page, header) = self.load_page(&file, name, 0)?;
+        let (page, header) = self.load_page(&file, name, 0)?;
         portion.presence = match (&header, page.state) {
-            (Some(_), _) => Presence::Present,
+            (_, PageState::Lost) => Presence::Unreadable,
+            (Some(_), PageState::Good) => Presence::Present,
             (None, PageState::Good) => Presence::Begun,
-            (None, PageState::Torn) if self.repeating => Presence::Begun,
-            (None, _) => Presence::Unreadable,
         };
-        if portion.presence == Presence::Begun {
-            page.state = PageState::Good;
-        }
         portion.file = Some(file);
-        portion.header = header;
+        portion.header = header.filter(|_| portion.presence == Presence::Present);
         portion.pages.insert(0, page);
         Ok(portion)
     }
@@ -404,22 +404,28 @@ impl PortionFiles {
             }
         }
         let (slot_a, slot_b) = both.split_at(BLOCK_SIZE);
-        let newest = match (decode(key, slot_a), decode(key, slot_b)) {
-            (Some(a), Some(b)) if a.generation > b.generation => Some((0, a)),
+        let is_zero = |slot: &[u8]| slot.iter().all(|byte| *byte == 0);
+        let (a, b) = (decode(key, slot_a), decode(key, slot_b));
+        // Only a change that was cut short leaves an invalid slot, and the journal repeats it.
+        let a_bad = a.is_none() && !is_zero(slot_a);
+        let b_bad = b.is_none() && !is_zero(slot_b);
+        let state = match a_bad || b_bad {
+            true if self.repeating => PageState::Good,
+            true => PageState::Lost,
+            false => PageState::Good,
+        };
+        let newest = match (a, b) {
+            (Some(a), Some(b)) if b.generation <= a.generation => Some((0, a)),
             (_, Some(b)) => Some((1, b)),
             (Some(a), None) => Some((0, a)),
             (None, None) => None,
         };
-        if let Some((newest, Slot { generation, header, checksums })) = newest {
-            return Ok((Page { checksums, generation, newest, state: PageState::Good }, header));
+        match newest {
+            Some((newest, Slot { generation, header, checksums })) => {
+                Ok((Page { checksums, generation, newest, state }, header))
+            }
+            None => Ok((Page::empty(state), None)),
         }
-        let is_zero = |slot: &[u8]| slot.iter().all(|byte| *byte == 0);
-        let state = match (is_zero(slot_a), is_zero(slot_b)) {
-            (true, true) => PageState::Good,
-            (false, true) => PageState::Torn,
-            (_, false) => PageState::Lost,
-        };
-        Ok((Page::empty(state), None))
     }
 }
 

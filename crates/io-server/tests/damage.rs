@@ -23,16 +23,17 @@ async fn filled() -> TestDisk {
         let owner = Owner::new(&server, device, 1, 1);
         for sequence in 1..=3 {
             let bytes = blocks(device * 100 + sequence, 3);
-            let changes = vec![write(sequence * 2, &bytes)];
+            let changes = vec![write(first_block(device, sequence), &bytes)];
             let prev = if sequence == 1 { NONE } else { number(1, sequence - 1) };
             let stable = if device == 7 { prev } else { NONE };
             let record = record(number(1, sequence), prev, changes);
             owner.prepare(record, &bytes, prev, stable).await.unwrap();
-        }
-        owner.sync().await;
-        if device == 7 {
-            owner.marks(number(1, 3), number(1, 3), vec![]).await;
-            server.checkpoint().await.unwrap();
+            if device == 7 {
+                // Each checkpoint leaves an older state in one of the slots.
+                owner.sync().await;
+                owner.marks(number(1, sequence), number(1, sequence), vec![]).await;
+                server.checkpoint().await.unwrap();
+            }
         }
     }
     let owner = Owner::new(&server, 8, 1, 1);
@@ -40,6 +41,11 @@ async fn filled() -> TestDisk {
     // Later records tell that what stands before was synced.
     owner.open_with(vec![Absent { slot: PortionIndex(2), joining_from: None }]).await.unwrap();
     disk.clone()
+}
+
+/// Group 7 is in a block group with a checksum page of its own, group 8 beside the header.
+fn first_block(device: u64, sequence: u64) -> u64 {
+    sequence * 2 + if device == 7 { 600 } else { 0 }
 }
 
 /// What is read of a group: blocks that fit their checksums, or a refusal.
@@ -54,7 +60,7 @@ async fn check_group(server: &Started, device: u64, sound: bool) -> bool {
         || report.files.contains(&FileState::Unreadable)
         || report.last != number(1, 3);
     let fence = owner.fence();
-    let ranges = vec![BlockRange { device_index: 0, first: 0, count: 12 }];
+    let ranges = vec![BlockRange { device_index: 0, first: first_block(device, 0), count: 12 }];
     let read = Read { fence, decided: number(1, 3), ranges };
     let (reply, payload) = owner.ask(IoRequest::Read(Box::new(read)), &[]).await;
     let Ok(IoReply::Blocks { crcs }) = reply else { return true };
@@ -102,9 +108,13 @@ fn a_flipped_bit_anywhere_is_told_and_never_a_panic() {
             if 0 < round {
                 let (name, length) =
                     &files[usize::try_from(random.below(files.len() as u64)).unwrap()];
-                // Mostly heads and bodies, where a bit matters.
-                let reach = if random.below(3) == 0 { *length } else { (*length).min(4096) };
-                let at = usize::try_from(random.below(reach as u64)).unwrap();
+                // Mostly heads, bodies and pages, where a bit matters.
+                let page = 514 * 4096;
+                let at = match random.below(3) {
+                    0 => usize::try_from(random.below(*length as u64)).unwrap(),
+                    1 if page < *length => page + usize::try_from(random.below(8192)).unwrap(),
+                    _ => usize::try_from(random.below((*length).min(8192) as u64)).unwrap(),
+                };
                 copy.flip(name, at, u8::try_from(random.below(8)).unwrap());
             }
             let env = copy.env(2);
@@ -126,14 +136,14 @@ fn verification_finds_the_bad_block() {
     run(async {
         let disk = filled().await;
         let name = layout(7).portion_name(0, PortionIndex(1));
-        disk.flip(&name.path(), 8192 + 3 * 4096 + 5, 1);
+        disk.flip(&name.path(), (514 + 2 + 603 - 512) * 4096 + 5, 1);
         let env = disk.env(2);
         let server = start(&env, Path::new("/disk"), 2).await;
         let owner = Owner::new(&server, 7, 2, 2);
         match owner.ask(IoRequest::Verify { name }, &[]).await.0 {
             Ok(IoReply::Verified { blocks, bad }) => {
                 assert_eq!(blocks, 7);
-                assert_eq!(bad, vec![BlockRange { device_index: 0, first: 3, count: 1 }]);
+                assert_eq!(bad, vec![BlockRange { device_index: 0, first: 603, count: 1 }]);
             }
             other => panic!("{other:?}"),
         }

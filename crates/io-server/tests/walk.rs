@@ -312,11 +312,15 @@ impl Walk {
 
     /// Runs a checkpoint for some turns, then ends the process in the middle of it.
     async fn break_checkpoint(&mut self) {
+        self.sync().await;
+        for group in 0..GROUPS {
+            self.marks(group).await;
+        }
         let server = self.server.as_ref().unwrap().server.clone();
         let task = tokio::task::spawn_local(async move {
             let _ = server.checkpoint().await;
         });
-        for _ in 0..self.random.below(25) {
+        for _ in 0..self.random.below(16) {
             tokio::task::yield_now().await;
         }
         task.abort();
@@ -400,8 +404,8 @@ impl Walk {
             30 | 31 => self.server.as_ref().unwrap().checkpoint().await.unwrap(),
             32 => self.restart(false).await,
             33 => self.restart(true).await,
-            34 => self.break_checkpoint().await,
-            35 => self.rejoin(group).await,
+            34 | 35 => self.break_checkpoint().await,
+            36 => self.rejoin(group).await,
             _ => self.compare(group).await,
         }
     }
