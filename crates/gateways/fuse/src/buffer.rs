@@ -82,9 +82,10 @@ impl DirtyRuns {
         self.runs.values().any(|run| run.sequence <= sequence)
     }
 
-    /// Takes written bytes in, over what waits there already.
-    pub fn write(&mut self, to: WriteAt, mut data: &[u8]) {
+    /// Takes written bytes in, over what waits there already. Says whether a run is complete by it.
+    pub fn write(&mut self, to: WriteAt, mut data: &[u8]) -> bool {
         let mut at = to.at;
+        let complete = at / to.span < (at + data.len() as u64) / to.span;
         while !data.is_empty() {
             let room = to.span - at % to.span;
             let (part, rest) = data.split_at(data.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
@@ -92,6 +93,7 @@ impl DirtyRuns {
             at += part.len() as u64;
             data = rest;
         }
+        complete
     }
 
     fn write_within(&mut self, to: WriteAt, data: &[u8]) {
@@ -165,15 +167,17 @@ impl DirtyRuns {
         }
     }
 
-    /// Takes out the runs for which `ready(start, end, run)` holds.
-    pub fn take(&mut self, mut ready: impl FnMut(u64, u64, &Run) -> bool) -> Vec<Flight> {
-        let starts: Vec<u64> = self
-            .runs
-            .iter()
-            .filter(|(start, run)| ready(**start, **start + run.len, run))
-            .map(|(start, _)| *start)
-            .collect();
+    /// Takes out all runs.
+    pub fn take_all(&mut self) -> Vec<Flight> {
+        let starts: Vec<u64> = self.runs.keys().copied().collect();
         starts.into_iter().map(|start| self.take_at(start)).collect()
+    }
+
+    /// Takes out the first run for which `ready(start, end)` holds.
+    pub fn take_first(&mut self, mut ready: impl FnMut(u64, u64) -> bool) -> Option<Flight> {
+        let found = self.runs.iter().find(|(start, run)| ready(**start, **start + run.len));
+        let start = *found?.0;
+        Some(self.take_at(start))
     }
 
     fn take_at(&mut self, start: u64) -> Flight {
@@ -187,11 +191,6 @@ impl DirtyRuns {
         }
     }
 
-    /// Whether a run is as long as it can get.
-    pub fn has_complete(&self, span: u64) -> bool {
-        self.runs.iter().any(|(start, run)| (start + run.len).is_multiple_of(span))
-    }
-
     /// Copies what waits within `out`, which begins at `at`.
     pub fn overlay(&self, at: u64, out: &mut [u8]) {
         let end = at + out.len() as u64;
@@ -201,9 +200,12 @@ impl DirtyRuns {
         }
     }
 
-    /// Takes from `holes` what waits here.
+    /// Takes from `holes`, which are in order, what waits here.
     pub fn cover(&self, holes: &mut Vec<(u64, u64)>) {
-        for (start, run) in &self.runs {
+        let (Some(from), Some(to)) = (holes.first(), holes.last()) else { return };
+        let (from, to) = (from.0, to.1);
+        let before = self.runs.range(..from).next_back().map(|(start, _)| *start).unwrap_or(from);
+        for (start, run) in self.runs.range(before..to) {
             cover(holes, *start, start + run.len);
         }
     }
@@ -343,12 +345,10 @@ mod tests {
     #[test]
     fn adjacent_writes_are_one_run_up_to_the_span() {
         let mut dirty = DirtyRuns::default();
-        dirty.write(at(10, 1), &[1; 30]);
-        dirty.write(at(40, 2), &[2; 40]);
-        assert!(dirty.has_complete(SPAN));
-        let flights = dirty.take(|_, end, _| end.is_multiple_of(SPAN));
-        assert_eq!(flights.len(), 1);
-        assert_eq!((flights[0].start, flights[0].len, flights[0].sequence), (10, 54, 1));
+        assert!(!dirty.write(at(10, 1), &[1; 30]));
+        assert!(dirty.write(at(40, 2), &[2; 40]));
+        let flight = dirty.take_first(|_, end| end.is_multiple_of(SPAN)).expect("it is complete");
+        assert_eq!((flight.start, flight.len, flight.sequence), (10, 54, 1));
         assert_eq!(dirty.bytes(), 16);
     }
 

@@ -99,6 +99,10 @@ pub struct State {
     pub pages_valid: bool,
     /// A task that writes back is on its way.
     pub kicked: bool,
+    /// A run became complete.
+    pub has_complete: bool,
+    /// A task looks after what waits too long.
+    pub late_task: bool,
     errors: u64,
     error: Errno,
 }
@@ -111,6 +115,8 @@ pub enum ReadPlan {
     Wait,
     /// These bytes of the device.
     Fetch,
+    /// The record came without its inline bytes.
+    Unknown,
 }
 
 /// A fetch under way; give it back to [`State::end_fetch`].
@@ -157,10 +163,17 @@ impl Inode {
                 fresh: false,
                 pages_valid: false,
                 kicked: false,
+                has_complete: false,
+                late_task: false,
                 errors: 0,
                 error: Errno::IO,
             }),
         }
+    }
+
+    /// Whether it is a file that is open at this mount.
+    pub fn is_open_file(&self) -> bool {
+        self.kind == FileKind::File && self.state().opens > 0
     }
 
     /// What is known of it. Never held over a wait.
@@ -179,11 +192,14 @@ impl State {
     }
 
     /// Takes a record in that was just heard. Says whether somebody else changed the bytes.
-    pub fn absorb(&mut self, record: Attributes, own_change: bool, now_ms: u64) -> bool {
+    pub fn absorb(&mut self, mut record: Attributes, own_change: bool, now_ms: u64) -> bool {
         if record.version < self.record.version {
             return false; // Answers overtook each other; the newer one is here.
         }
         let old = &self.record;
+        if lacks_bytes(&record) && record.version == old.version {
+            record.data = old.data.clone();
+        }
         let same_bytes = (record.mtime, record.size) == (old.mtime, old.size);
         let foreign = if own_change {
             record.version != old.version + 1
@@ -203,32 +219,38 @@ impl State {
         foreign
     }
 
+    /// The record tells this size and time now; later ones wait on.
+    pub fn record_waits_no_more(&mut self, size: u64, mtime: Option<FileTime>) {
+        if self.size == size {
+            self.size_waits = false;
+        }
+        if self.mtime_waits == mtime {
+            self.mtime_waits = None;
+        }
+    }
+
     /// The record as this mount shows it.
     pub fn shown(&self) -> Attributes {
         let old = &self.record;
         let mut shown = Attributes {
+            id: old.id,
+            kind: old.kind,
+            mode: old.mode,
+            uid: old.uid,
+            gid: old.gid,
+            size: self.size,
+            nlink: old.nlink,
+            atime: old.atime,
+            mtime: old.mtime,
+            ctime: old.ctime,
+            btime: old.btime,
+            rdev: old.rdev,
+            version: old.version,
+            open: old.open,
+            // What `stat` does not tell is not copied.
             data: FileData::None,
-            xattrs: Vec::new(),
             target: None,
-            ..Attributes {
-                id: old.id,
-                kind: old.kind,
-                mode: old.mode,
-                uid: old.uid,
-                gid: old.gid,
-                size: self.size,
-                nlink: old.nlink,
-                atime: old.atime,
-                mtime: old.mtime,
-                ctime: old.ctime,
-                btime: old.btime,
-                rdev: old.rdev,
-                version: old.version,
-                open: old.open,
-                data: FileData::None,
-                target: None,
-                xattrs: Vec::new(),
-            }
+            xattrs: Vec::new(),
         };
         if let Some(mtime) = self.mtime_waits {
             shown.mtime = mtime;
@@ -238,6 +260,11 @@ impl State {
             shown.nlink = 0;
         }
         shown
+    }
+
+    /// Whether the record came without its inline bytes, as it does in listings.
+    pub fn lacks_bytes(&self) -> bool {
+        lacks_bytes(&self.record)
     }
 
     /// The file's device, if it has one.
@@ -291,38 +318,21 @@ impl State {
     }
 
     /// Keeps bytes that were read ahead, unless a write that waits touches them. Says whether.
+    /// Chunks that they overlap go.
     pub fn keep_chunk(&mut self, at: u64, bytes: Bytes) -> bool {
         let end = at + bytes.len() as u64;
         let touched = self.dirty.overlaps(at, end)
-            || self.flights.iter().any(|flight| flight.start < end && flight.end() > at)
-            || self.overlaps_chunk(at, end);
+            || self.flights.iter().any(|flight| flight.start < end && flight.end() > at);
         if !touched && !bytes.is_empty() {
+            self.drop_chunks(at, end);
             self.chunks.insert(at, bytes);
         }
         !touched
     }
 
-    fn overlaps_chunk(&self, from: u64, to: u64) -> bool {
-        self.chunks.range(from..to).next().is_some()
-            || self
-                .chunks
-                .range(..from)
-                .next_back()
-                .is_some_and(|(start, bytes)| start + bytes.len() as u64 > from)
-    }
-
-    /// Drops chunks that touch `from..to`; gives their bytes' count.
-    pub fn drop_chunks(&mut self, from: u64, to: u64) -> u64 {
-        if self.chunks.is_empty() {
-            return 0;
-        }
-        let mut dropped = 0;
-        self.chunks.retain(|start, bytes| {
-            let keep = *start >= to || start + bytes.len() as u64 <= from;
-            dropped += if keep { 0 } else { bytes.len() as u64 };
-            keep
-        });
-        dropped
+    /// Drops chunks that touch `from..to`.
+    pub fn drop_chunks(&mut self, from: u64, to: u64) {
+        self.chunks.retain(|start, bytes| *start >= to || start + bytes.len() as u64 <= from);
     }
 
     /// How to answer a read of `len` bytes at `at`.
@@ -330,6 +340,9 @@ impl State {
         let end = at.saturating_add(len as u64).min(self.size);
         if at >= end {
             return ReadPlan::Now(Bytes::new());
+        }
+        if self.lacks_bytes() {
+            return ReadPlan::Unknown;
         }
         if self.device().is_some() {
             if let Some(bytes) = self.in_one_chunk(at, end) {
@@ -376,6 +389,10 @@ impl State {
         self.dirty.overlay(at, &mut out);
         out.into()
     }
+}
+
+fn lacks_bytes(record: &Attributes) -> bool {
+    record.kind == FileKind::File && record.size > 0 && record.data == FileData::None
 }
 
 /// All inodes that the kernel was told of, by number.

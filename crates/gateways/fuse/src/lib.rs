@@ -1,1 +1,43 @@
-//! FUSE gateway.
+//! The FUSE mount: the store as a file system of the local machine.
+//!
+//! # Theory
+//! ```text
+//! kernel <-> session.rs (the only file that knows `fuser`; threads of its own)
+//!               |  answers what is here: attributes, bytes read ahead, writes into memory
+//!            bridge.rs
+//!               |  jobs, to the one thread of the client library
+//!            vfs.rs: names.rs listing.rs attributes.rs open.rs read.rs write.rs space.rs
+//!               |
+//!            store.rs: cluster.rs (client library) | memory.rs (tests)
+//! ```
+//! # Invariants
+//! M1 A write that was answered is in the mount's memory or held; after close held, after fsync
+//!    stable (W-9).
+//! M2 A failure to write back is reported by the next write, fsync and close of every open file.
+//! M3 What another mount wrote and closed is seen by an open that comes after.
+//! # Source
+//! DESIGN 2, 8, 9, 13; W-9, N-1 (first version: times instead of recalls, see
+//! `docs/departures.md`).
+
+mod attributes;
+mod bridge;
+mod buffer;
+mod clock;
+mod errno;
+mod inode;
+mod listing;
+#[doc(hidden)]
+pub mod memory;
+mod mount;
+mod names;
+mod open;
+mod read;
+mod session;
+mod space;
+#[doc(hidden)]
+pub mod store;
+mod vfs;
+mod write;
+
+pub use mount::{Flags, MountError, MountOptions, Mounted};
+pub use vfs::Tuning;

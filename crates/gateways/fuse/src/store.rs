@@ -5,16 +5,18 @@
 
 use braid_env::Payload;
 use braid_terms::{DataType, GroupLayout};
-use braid_wire::lcc::{DirectoryOp, FileOp, LccRefusal, LccReply, OperationId};
+use braid_wire::lcc::{DirectoryOp, FileOp, LccReply, OperationId};
 use bytes::Bytes;
+
+use crate::errno::Errno;
 
 /// Why a request was not done.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The owner refused.
-    #[error("refused: {0:?}")]
-    Refused(LccRefusal),
+    #[error("refused: {0}")]
+    Refused(Errno),
     /// No owner could be reached in time; whether it was done is not known.
     #[error("unreachable: {reason}")]
     Unreachable {
@@ -47,12 +49,8 @@ pub trait Store: 'static {
         op: FileOp,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), StoreError>;
-    /// Layouts of new devices, at least one.
-    async fn new_devices(
-        &self,
-        data_type: DataType,
-        count: u32,
-    ) -> Result<Vec<GroupLayout>, StoreError>;
+    /// The layout of a new device.
+    async fn new_device(&self, data_type: DataType) -> Result<GroupLayout, StoreError>;
     /// A new identity of a change.
     fn operation(&self) -> OperationId;
     /// How full the cluster is.

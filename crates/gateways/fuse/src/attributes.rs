@@ -1,0 +1,231 @@
+//! Attributes and extended attributes.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use braid_terms::{DeviceId, GroupLayout};
+use braid_wire::lcc::{AttributeChanges, Attributes, DirectoryOp, FileKind, LccReply, SetTime};
+use bytes::Bytes;
+
+use crate::errno::{Errno, Outcome};
+use crate::inode::{Inode, Names};
+use crate::store::Store;
+use crate::vfs::{Shared, Vfs};
+
+/// What `setattr` changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Bytes of the file.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of bytes.
+    pub mtime: Option<SetTime>,
+}
+
+/// How `setxattr` treats a name that is there, or is not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum XattrMode {
+    /// It is set.
+    Any,
+    /// It must not be there.
+    Create,
+    /// It must be there.
+    Replace,
+}
+
+/// Longest value of an extended attribute, in bytes.
+const XATTR_VALUE_MAX: usize = 64 << 10;
+/// Extended attributes of one file, names and values, in bytes: they live in its record.
+const XATTR_ALL_MAX: usize = 128 << 10;
+
+impl Shared {
+    /// Attributes, where they are here and believed.
+    pub fn attributes_here(&self, id: DeviceId) -> Option<Attributes> {
+        let inode = self.inodes.get(id)?;
+        let state = inode.state();
+        let here = self.is_fresh(state.fetched_ms) || state.names != Names::Some;
+        here.then(|| state.shown())
+    }
+
+    /// An extended attribute, where the record is here and believed.
+    pub fn xattr_here(&self, id: DeviceId, name: &[u8]) -> Option<Outcome<Bytes>> {
+        if let Err(error) = check_xattr_name(name) {
+            return Some(Err(error));
+        }
+        let inode = self.inodes.get(id)?;
+        let state = inode.state();
+        self.is_fresh(state.fetched_ms).then(|| find_xattr(&state.record, name))
+    }
+}
+
+fn find_xattr(record: &Attributes, name: &[u8]) -> Outcome<Bytes> {
+    let found = record.xattrs.iter().find(|(key, _)| key == name);
+    found.map(|(_, value)| value.clone()).ok_or(Errno::NODATA)
+}
+
+/// Which names are kept; ACLs are not built yet.
+fn check_xattr_name(name: &[u8]) -> Outcome<()> {
+    let known = [b"user.".as_slice(), b"trusted.", b"security."];
+    match known.iter().find(|prefix| name.starts_with(prefix)) {
+        Some(prefix) if name.len() > prefix.len() => Ok(()),
+        Some(_) => Err(Errno::INVAL),
+        None => Err(Errno::OPNOTSUPP),
+    }
+}
+
+impl<S: Store> Vfs<S> {
+    /// Attributes.
+    pub async fn attributes(&self, id: DeviceId) -> Outcome<Attributes> {
+        let inode = self.shared.inode(id)?;
+        self.refresh(&inode).await?;
+        let shown = inode.state().shown();
+        Ok(shown)
+    }
+
+    /// Changes a record at its home.
+    pub async fn set_record(
+        &self,
+        home: &GroupLayout,
+        id: DeviceId,
+        changes: AttributeChanges,
+        stable: bool,
+    ) -> Outcome<Attributes> {
+        let operation = self.store.operation();
+        let op = DirectoryOp::SetAttributes { operation, id, changes, stable };
+        match self.directory(home, op).await? {
+            LccReply::Attributes(record) => Ok(*record),
+            _ => Err(Errno::IO),
+        }
+    }
+
+    /// Changes the record of an inode.
+    pub async fn change_record(
+        &self,
+        inode: &Arc<Inode>,
+        changes: AttributeChanges,
+        stable: bool,
+    ) -> Outcome<()> {
+        let record = self.set_record(&inode.home, inode.id, changes, stable).await?;
+        self.absorb(inode, record, true);
+        inode.state().record_unstable = !stable;
+        Ok(())
+    }
+
+    /// Changes attributes; the size, too.
+    pub async fn set_attributes(
+        self: &Rc<Self>,
+        id: DeviceId,
+        mut changes: Changes,
+    ) -> Outcome<Attributes> {
+        let inode = self.shared.inode(id)?;
+        if let Some(size) = changes.size.take() {
+            if inode.kind != FileKind::File {
+                return Err(Errno::INVAL);
+            }
+            self.truncate(&inode, size).await?;
+        }
+        if changes.mtime.is_some() && inode.state().is_dirty() {
+            // Written before, told before: else the time of that write came over this one.
+            self.flush(&inode, false).await?;
+        }
+        let change = AttributeChanges {
+            mode: changes.mode.map(|mode| mode & 0o7777),
+            uid: changes.uid,
+            gid: changes.gid,
+            atime: changes.atime,
+            mtime: changes.mtime,
+            ..AttributeChanges::default()
+        };
+        if change != AttributeChanges::default() {
+            self.change_record(&inode, change, false).await?;
+        }
+        let shown = inode.state().shown();
+        Ok(shown)
+    }
+
+    /// A symlink's target.
+    pub async fn readlink(&self, id: DeviceId) -> Outcome<Bytes> {
+        let inode = self.shared.inode(id)?;
+        let target = inode.state().record.target.clone();
+        match target {
+            Some(target) => Ok(target),
+            None if inode.kind == FileKind::Symlink => Err(Errno::IO),
+            None => Err(Errno::INVAL),
+        }
+    }
+
+    /// An extended attribute's value.
+    pub async fn xattr(&self, id: DeviceId, name: Bytes) -> Outcome<Bytes> {
+        check_xattr_name(&name)?;
+        let inode = self.shared.inode(id)?;
+        self.refresh(&inode).await?;
+        let value = find_xattr(&inode.state().record, &name);
+        value
+    }
+
+    /// Names of the extended attributes, each with a NUL behind it.
+    pub async fn xattr_names(&self, id: DeviceId) -> Outcome<Vec<u8>> {
+        let inode = self.shared.inode(id)?;
+        self.refresh(&inode).await?;
+        let mut names = Vec::new();
+        for (name, _) in &inode.state().record.xattrs {
+            names.extend_from_slice(name);
+            names.push(0);
+        }
+        Ok(names)
+    }
+
+    /// Sets an extended attribute.
+    pub async fn set_xattr(
+        &self,
+        id: DeviceId,
+        name: Bytes,
+        value: Bytes,
+        mode: XattrMode,
+    ) -> Outcome<()> {
+        check_xattr_name(&name)?;
+        if name.len() > braid_terms::NAME_MAX {
+            return Err(Errno::RANGE);
+        }
+        if value.len() > XATTR_VALUE_MAX {
+            return Err(Errno::TOOBIG);
+        }
+        let inode = self.shared.inode(id)?;
+        self.refetch(&inode).await?;
+        {
+            let state = inode.state();
+            let is_there = find_xattr(&state.record, &name).is_ok();
+            match mode {
+                XattrMode::Create if is_there => return Err(Errno::EXIST),
+                XattrMode::Replace if !is_there => return Err(Errno::NODATA),
+                _ => {}
+            }
+            let size = |(key, value): &(Bytes, Bytes)| key.len() + value.len();
+            let all: usize = state.record.xattrs.iter().map(size).sum();
+            if all + name.len() + value.len() > XATTR_ALL_MAX {
+                return Err(Errno::NOSPC);
+            }
+        }
+        let changes =
+            AttributeChanges { set_xattrs: vec![(name, value)], ..AttributeChanges::default() };
+        self.change_record(&inode, changes, false).await
+    }
+
+    /// Removes an extended attribute.
+    pub async fn remove_xattr(&self, id: DeviceId, name: Bytes) -> Outcome<()> {
+        check_xattr_name(&name)?;
+        let inode = self.shared.inode(id)?;
+        self.refetch(&inode).await?;
+        find_xattr(&inode.state().record, &name)?;
+        let changes =
+            AttributeChanges { remove_xattrs: vec![name], ..AttributeChanges::default() };
+        self.change_record(&inode, changes, false).await
+    }
+}

@@ -1,0 +1,97 @@
+//! From the kernel's requests to the thread of the client library.
+//!
+//! # Theory
+//! The client library is one thread: a current-thread runtime with a `LocalSet`. FUSE threads send
+//! it *jobs*; a job starts a task that answers the kernel when it is done. Jobs begin in the order
+//! in which they were sent.
+//! # Failure
+//! When the thread ends, jobs are dropped, and with them their answers: the kernel hears `EIO`.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::errno::Outcome;
+use crate::store::{Store, StoreError};
+use crate::vfs::{Shared, Tuning, Vfs};
+
+/// What a FUSE thread wants done.
+type Job<S> = Box<dyn FnOnce(Rc<Vfs<S>>) + Send>;
+
+/// A FUSE thread's way to the client library's thread.
+pub struct Bridge<S> {
+    jobs: mpsc::UnboundedSender<Job<S>>,
+    /// What both see.
+    pub shared: Arc<Shared>,
+}
+
+impl<S> Clone for Bridge<S> {
+    fn clone(&self) -> Self {
+        Self { jobs: self.jobs.clone(), shared: self.shared.clone() }
+    }
+}
+
+impl<S: Store> Bridge<S> {
+    /// Has a task started there.
+    pub fn run<F, T>(&self, task: F)
+    where
+        F: FnOnce(Rc<Vfs<S>>) -> T + Send + 'static,
+        T: Future<Output = ()> + 'static,
+    {
+        let job: Job<S> = Box::new(move |vfs| {
+            tokio::task::spawn_local(task(vfs));
+        });
+        // The thread is gone: the job is dropped, and its answer is `EIO`.
+        let _ = self.jobs.send(job);
+    }
+
+    /// Has something done there at once, before jobs that come later.
+    pub fn call(&self, job: impl FnOnce(Rc<Vfs<S>>) + Send + 'static) {
+        let _ = self.jobs.send(Box::new(job));
+    }
+}
+
+/// A mount's side at the client library, before it serves.
+pub struct Serving<S> {
+    jobs: mpsc::UnboundedReceiver<Job<S>>,
+    vfs: Rc<Vfs<S>>,
+}
+
+/// Reaches the root, and makes both ends of the bridge.
+pub async fn begin<S: Store>(
+    store: S,
+    tuning: Tuning,
+    stale_pages: std::sync::mpsc::Sender<braid_terms::DeviceId>,
+) -> Result<(Bridge<S>, Serving<S>), StoreError> {
+    let root = store.root().await?;
+    let shared = Arc::new(Shared::new(tuning, root.group(), stale_pages));
+    let vfs = Vfs::new(shared.clone(), store);
+    vfs.begin(&root).await.map_err(|error| StoreError::Unreachable {
+        reason: format!("the root directory cannot be read: {error}"),
+    })?;
+    let (sender, jobs) = mpsc::unbounded_channel();
+    Ok((Bridge { jobs: sender, shared }, Serving { jobs, vfs }))
+}
+
+impl<S: Store> Serving<S> {
+    /// Serves until no FUSE thread is left, then sends what still waits.
+    pub async fn serve(mut self) {
+        while let Some(job) = self.jobs.recv().await {
+            job(self.vfs.clone());
+        }
+        if let Err(error) = self.vfs.flush_all(true).await {
+            tracing::error!(%error, "not all written bytes reached the cluster");
+        }
+    }
+}
+
+impl<S: Store> Vfs<S> {
+    /// Flushes every file.
+    pub async fn flush_all(self: &Rc<Self>, stable: bool) -> Outcome<()> {
+        let all = self.shared.inodes.dirty();
+        let flushed = all.iter().map(|inode| self.flush(inode, stable));
+        futures_util::future::join_all(flushed).await.into_iter().collect()
+    }
+}

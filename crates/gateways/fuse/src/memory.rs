@@ -1,0 +1,593 @@
+//! A store in this process's memory: the mount without a cluster.
+//!
+//! For tests, and to measure what the mount itself costs. It follows the rules of an owner as far as
+//! the mount can tell the difference; clones share one state, as two mounts share a cluster.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use braid_env::Payload;
+use braid_terms::{DataType, DeviceId, DiskId, GroupLayout, LayoutGeneration, RaidScheme};
+use braid_wire::lcc::{
+    AttributeChanges, Attributes, DirectoryEntry, DirectoryOp, FileData, FileKind, FileOp,
+    FileTime, IfExists, LccRefusal, LccReply, NewAttributes, OperationId, SetTime,
+};
+use bytes::Bytes;
+
+use crate::clock::wall;
+use crate::errno::Errno;
+use crate::store::{Space, Store, StoreError};
+
+/// See the head of this file.
+#[derive(Clone)]
+pub struct MemoryStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inner: Mutex<Inner>,
+    counter: AtomicU64,
+    /// Writes of bytes fail from now on, for tests.
+    broken: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Default)]
+struct Inner {
+    directories: BTreeMap<DeviceId, Directory>,
+    devices: BTreeMap<DeviceId, Device>,
+    next_device: u64,
+}
+
+#[derive(Default)]
+struct Directory {
+    names: BTreeMap<Bytes, DirectoryEntry>,
+    cookies: BTreeMap<u64, Bytes>,
+    next_cookie: u64,
+    records: BTreeMap<DeviceId, Attributes>,
+    parent: Option<GroupLayout>,
+    retired: bool,
+}
+
+/// Bytes of a device in pieces of `PIECE`; a missing one is a hole.
+#[derive(Default)]
+struct Device {
+    pieces: BTreeMap<u64, Vec<u8>>,
+    length: u64,
+}
+
+const PIECE: u64 = 64 << 10;
+const ROOT: DeviceId = DeviceId(1_000);
+
+type Answer = Result<LccReply, LccRefusal>;
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        let mut inner = Inner { next_device: 2_000, ..Inner::default() };
+        let mut root = Directory { next_cookie: 1, ..Directory::default() };
+        let new = NewAttributes {
+            kind: FileKind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: None,
+            rdev: 0,
+            data: FileData::None,
+            size: 0,
+            target: None,
+            xattrs: Vec::new(),
+        };
+        root.records.insert(ROOT, record(ROOT, new));
+        root.parent = Some(directory_layout(ROOT));
+        inner.directories.insert(ROOT, root);
+        Self {
+            shared: Arc::new(Shared {
+                inner: Mutex::new(inner),
+                counter: AtomicU64::new(1),
+                broken: std::sync::atomic::AtomicBool::new(false),
+            }),
+        }
+    }
+}
+
+impl MemoryStore {
+    /// From now on, writes of bytes to devices are refused (or not).
+    pub fn set_broken(&self, broken: bool) {
+        self.shared.broken.store(broken, Ordering::Relaxed);
+    }
+
+    /// Devices that have bytes, and records of all directories: what a removal must bring down.
+    pub fn counts(&self) -> (usize, usize) {
+        let inner = self.shared.inner.lock().expect("no holder panics");
+        let records = inner.directories.values().map(|directory| directory.records.len()).sum();
+        (inner.devices.len(), records)
+    }
+}
+
+impl Store for MemoryStore {
+    async fn root(&self) -> Result<GroupLayout, StoreError> {
+        Ok(directory_layout(ROOT))
+    }
+
+    async fn directory(
+        &self,
+        group: &GroupLayout,
+        op: DirectoryOp,
+    ) -> Result<LccReply, StoreError> {
+        let mut inner = self.shared.inner.lock().expect("no holder panics");
+        inner.directory(group.group(), op).map_err(|refusal| StoreError::Refused(errno(&refusal)))
+    }
+
+    async fn file(
+        &self,
+        group: &GroupLayout,
+        op: FileOp,
+        payload: Payload,
+    ) -> Result<(LccReply, Bytes), StoreError> {
+        let changes = matches!(op, FileOp::Write { .. });
+        if changes && self.shared.broken.load(Ordering::Relaxed) {
+            return Err(StoreError::Refused(Errno::NOSPC));
+        }
+        let mut inner = self.shared.inner.lock().expect("no holder panics");
+        let device = inner.devices.entry(group.group()).or_default();
+        Ok(device.file(op, &payload))
+    }
+
+    async fn new_device(&self, data_type: DataType) -> Result<GroupLayout, StoreError> {
+        let mut inner = self.shared.inner.lock().expect("no holder panics");
+        inner.next_device += 2;
+        let mut layout = directory_layout(DeviceId(inner.next_device));
+        if data_type == DataType::File {
+            layout.devices.truncate(1);
+            layout.scheme = RaidScheme::Rs { data: 4, parity: 2 };
+            layout.disks = (1..=6).map(DiskId).collect();
+        }
+        Ok(layout)
+    }
+
+    fn operation(&self) -> OperationId {
+        OperationId { client: 1, counter: self.shared.counter.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    async fn space(&self) -> Result<Space, StoreError> {
+        Ok(Space { total: 1 << 40, free: 1 << 39 })
+    }
+}
+
+fn errno(refusal: &LccRefusal) -> Errno {
+    match refusal {
+        LccRefusal::NotFound | LccRefusal::Retired => Errno::NOENT,
+        LccRefusal::Exists { .. } => Errno::EXIST,
+        LccRefusal::IsDirectory => Errno::ISDIR,
+        LccRefusal::NotDirectory => Errno::NOTDIR,
+        LccRefusal::NotEmpty => Errno::NOTEMPTY,
+        LccRefusal::Conflict => Errno::STALE,
+        _ => Errno::IO,
+    }
+}
+
+fn directory_layout(id: DeviceId) -> GroupLayout {
+    GroupLayout {
+        devices: vec![id, DeviceId(id.0 + 1)],
+        scheme: RaidScheme::Raid1 { copies: 3 },
+        strip_size: 64 << 10,
+        generation: LayoutGeneration(1),
+        disks: vec![DiskId(1), DiskId(2), DiskId(3)],
+    }
+}
+
+fn record(id: DeviceId, new: NewAttributes) -> Attributes {
+    let now = wall();
+    Attributes {
+        id,
+        kind: new.kind,
+        mode: new.mode,
+        uid: new.uid,
+        gid: new.gid,
+        size: new.size,
+        nlink: 1,
+        atime: now,
+        mtime: new.mtime.unwrap_or(now),
+        ctime: now,
+        btime: now,
+        rdev: new.rdev,
+        version: 1,
+        open: false,
+        data: new.data,
+        target: new.target,
+        xattrs: new.xattrs,
+    }
+}
+
+impl Inner {
+    fn directory(&mut self, id: DeviceId, op: DirectoryOp) -> Answer {
+        if let DirectoryOp::Begin { attributes, parent, .. } = op {
+            let mut made = Directory { next_cookie: 1, parent: Some(parent), ..Directory::default() };
+            made.records.insert(id, record(id, attributes));
+            self.directories.insert(id, made);
+            return self.own(id);
+        }
+        let new_id = DeviceId(self.next_device + 2);
+        self.next_device += 2;
+        let mut directory = self.directories.remove(&id).ok_or(LccRefusal::NotFound)?;
+        let answer = directory.change(id, new_id, op, &mut self.devices);
+        self.directories.insert(id, directory);
+        match answer {
+            Ok(LccReply::Attributes(record)) if record.id == id => self.own(id),
+            answer => answer,
+        }
+    }
+
+    fn own(&self, id: DeviceId) -> Answer {
+        let directory = &self.directories[&id];
+        let mut own = directory.records[&id].clone();
+        own.size = directory.names.len() as u64;
+        let is_directory = |entry: &&DirectoryEntry| entry.kind == FileKind::Directory;
+        own.nlink = 2 + directory.names.values().filter(is_directory).count() as u32;
+        Ok(LccReply::Attributes(Box::new(own)))
+    }
+}
+
+type Devices = BTreeMap<DeviceId, Device>;
+
+impl Directory {
+    fn change(
+        &mut self,
+        own: DeviceId,
+        new_id: DeviceId,
+        op: DirectoryOp,
+        devices: &mut Devices,
+    ) -> Answer {
+        match op {
+            DirectoryOp::Lookup { name } => {
+                let entry = self.names.get(&name).cloned().ok_or(LccRefusal::NotFound)?;
+                Ok(self.entry_reply(entry, None))
+            }
+            DirectoryOp::List { after, limit, attributes } => Ok(self.list(after, limit, attributes)),
+            DirectoryOp::Create { name, attributes, if_exists, .. } => {
+                self.check_live()?;
+                let entry =
+                    DirectoryEntry { name, id: new_id, kind: attributes.kind, home: None, cookie: 0 };
+                if let Some(old) = self.names.get(&entry.name) {
+                    check_replace(&entry, old, if_exists, None)?;
+                }
+                self.records.insert(new_id, record(new_id, attributes));
+                let (entry, replaced) = self.put(entry, devices);
+                self.touch(own);
+                Ok(self.entry_reply(entry, replaced))
+            }
+            DirectoryOp::Enter { name, id, kind, home, if_exists, replaced_directory, .. } => {
+                self.check_live()?;
+                let home = (home.group() != own).then_some(home);
+                let entry = DirectoryEntry { name, id, kind, home, cookie: 0 };
+                if let Some(old) = self.names.get(&entry.name) {
+                    check_replace(&entry, old, if_exists, replaced_directory)?;
+                }
+                let (entry, replaced) = self.put(entry, devices);
+                self.touch(own);
+                Ok(self.entry_reply(entry, replaced))
+            }
+            DirectoryOp::Unlink { name, only_id, keep, directory, .. } => {
+                let entry = self.names.get(&name).cloned().ok_or(LccRefusal::NotFound)?;
+                if only_id.is_some_and(|id| id != entry.id) {
+                    return Err(LccRefusal::Conflict);
+                }
+                match (entry.kind == FileKind::Directory, directory) {
+                    (true, false) => return Err(LccRefusal::IsDirectory),
+                    (false, true) => return Err(LccRefusal::NotDirectory),
+                    _ => {}
+                }
+                let attributes = self.kept_here(&entry);
+                self.names.remove(&name);
+                self.cookies.remove(&entry.cookie);
+                if !keep {
+                    self.release(&entry, devices);
+                }
+                self.touch(own);
+                Ok(LccReply::Removed { entry: Some(entry), attributes })
+            }
+            DirectoryOp::Rename { from, to, exchange, if_exists, replaced_directory, .. } => {
+                self.rename(own, &from, &to, exchange, if_exists, replaced_directory, devices)
+            }
+            DirectoryOp::GetAttributes { id } => {
+                let record = self.records.get(&id).cloned().ok_or(LccRefusal::NotFound)?;
+                Ok(LccReply::Attributes(Box::new(record)))
+            }
+            DirectoryOp::SetAttributes { id, changes, .. } => self.set(id, changes, devices),
+            DirectoryOp::Retire { .. } => {
+                if !self.names.is_empty() {
+                    return Err(LccRefusal::NotEmpty);
+                }
+                self.retired = true;
+                Ok(LccReply::Done)
+            }
+            DirectoryOp::Revive { .. } => {
+                self.retired = false;
+                Ok(LccReply::Done)
+            }
+            DirectoryOp::SetParent { parent, .. } => {
+                self.parent = Some(parent);
+                Ok(LccReply::Done)
+            }
+            DirectoryOp::Parent => Ok(LccReply::Layouts(self.parent.iter().cloned().collect())),
+            _ => Ok(LccReply::Done),
+        }
+    }
+
+    fn check_live(&self) -> Result<(), LccRefusal> {
+        if self.retired { Err(LccRefusal::Retired) } else { Ok(()) }
+    }
+
+    fn kept_here(&self, entry: &DirectoryEntry) -> Option<Box<Attributes>> {
+        match entry.home {
+            None => self.records.get(&entry.id).cloned().map(Box::new),
+            Some(_) => None,
+        }
+    }
+
+    fn entry_reply(&self, entry: DirectoryEntry, replaced: Option<DirectoryEntry>) -> LccReply {
+        LccReply::Entry { attributes: self.kept_here(&entry), entry, replaced }
+    }
+
+    fn touch(&mut self, own: DeviceId) {
+        let record = self.records.get_mut(&own).expect("it was begun");
+        record.mtime = wall();
+        record.ctime = record.mtime;
+        record.version += 1;
+    }
+
+    fn put(
+        &mut self,
+        mut entry: DirectoryEntry,
+        devices: &mut Devices,
+    ) -> (DirectoryEntry, Option<DirectoryEntry>) {
+        let replaced = self.names.remove(&entry.name);
+        if let Some(old) = &replaced {
+            self.cookies.remove(&old.cookie);
+            self.release(old, devices);
+        }
+        entry.cookie = self.next_cookie;
+        self.next_cookie += 1;
+        self.cookies.insert(entry.cookie, entry.name.clone());
+        self.names.insert(entry.name.clone(), entry.clone());
+        (entry, replaced.filter(|old| old.home.is_some()))
+    }
+
+    fn release(&mut self, entry: &DirectoryEntry, devices: &mut Devices) {
+        if entry.home.is_none() {
+            self.count(entry.id, -1, devices);
+        }
+    }
+
+    fn count(&mut self, id: DeviceId, change: i32, devices: &mut Devices) {
+        let Some(record) = self.records.get_mut(&id) else { return };
+        record.nlink = record.nlink.saturating_add_signed(change);
+        record.ctime = wall();
+        record.version += 1;
+        if record.nlink == 0 {
+            if let FileData::Device(layout) = &record.data {
+                devices.remove(&layout.group());
+            }
+            self.records.remove(&id);
+        }
+    }
+
+    fn list(&self, after: u64, limit: u32, attributes: bool) -> LccReply {
+        let mut entries = Vec::new();
+        for name in self.cookies.range(after + 1..).map(|(_, name)| name).take(limit as usize) {
+            let entry = self.names[name].clone();
+            let mut record = if attributes { self.kept_here(&entry).map(|r| *r) } else { None };
+            if let Some(record) = &mut record
+                && matches!(record.data, FileData::Inline(_))
+            {
+                record.data = FileData::None;
+            }
+            entries.push((entry, record));
+        }
+        let end = entries.len() < limit as usize;
+        LccReply::Entries { entries, end }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one operation")]
+    fn rename(
+        &mut self,
+        own: DeviceId,
+        from: &Bytes,
+        to: &Bytes,
+        exchange: bool,
+        if_exists: IfExists,
+        replaced_directory: Option<DeviceId>,
+        devices: &mut Devices,
+    ) -> Answer {
+        self.check_live()?;
+        let source = self.names.get(from).cloned().ok_or(LccRefusal::NotFound)?;
+        let target = self.names.get(to).cloned();
+        if exchange {
+            let target = target.ok_or(LccRefusal::NotFound)?;
+            for (entry, place) in [(&source, &target), (&target, &source)] {
+                let moved = DirectoryEntry {
+                    name: place.name.clone(),
+                    cookie: place.cookie,
+                    ..entry.clone()
+                };
+                self.names.insert(place.name.clone(), moved);
+            }
+            self.touch(own);
+            return Ok(LccReply::Removed { entry: None, attributes: None });
+        }
+        if let Some(target) = &target {
+            check_replace(&source, target, if_exists, replaced_directory)?;
+            if target.id == source.id {
+                return Ok(LccReply::Removed { entry: None, attributes: None });
+            }
+        }
+        let attributes = target.as_ref().and_then(|target| self.kept_here(target));
+        self.names.remove(from);
+        self.cookies.remove(&source.cookie);
+        if let Some(record) = self.records.get_mut(&source.id) {
+            record.ctime = wall();
+            record.version += 1;
+        }
+        self.put(DirectoryEntry { name: to.clone(), ..source }, devices);
+        self.touch(own);
+        Ok(LccReply::Removed { entry: target, attributes })
+    }
+
+    fn set(&mut self, id: DeviceId, changes: AttributeChanges, devices: &mut Devices) -> Answer {
+        let now = wall();
+        let time = |set: Option<SetTime>, old: FileTime| match set {
+            None => old,
+            Some(SetTime::Now) => now,
+            Some(SetTime::To(time)) => time,
+        };
+        let record = self.records.get_mut(&id).ok_or(LccRefusal::NotFound)?;
+        if let Some((data, size)) = changes.data {
+            match &data {
+                FileData::None => assert_eq!(size, 0, "no bytes have no size"),
+                FileData::Inline(bytes) => assert_eq!(size, bytes.len() as u64, "size of inline"),
+                FileData::Device(_) => {}
+            }
+            record.data = data;
+            record.size = size;
+            record.mtime = now;
+        }
+        if let Some(size) = changes.size
+            && (changes.size_exact || size > record.size)
+        {
+            record.size = size;
+            record.mtime = now;
+        }
+        record.mode = changes.mode.unwrap_or(record.mode);
+        record.uid = changes.uid.unwrap_or(record.uid);
+        record.gid = changes.gid.unwrap_or(record.gid);
+        record.open = changes.open.unwrap_or(record.open);
+        record.atime = time(changes.atime, record.atime);
+        record.mtime = time(changes.mtime, record.mtime);
+        record.ctime = now;
+        record.version += 1;
+        for name in &changes.remove_xattrs {
+            record.xattrs.retain(|(key, _)| key != name);
+        }
+        for (name, value) in changes.set_xattrs {
+            record.xattrs.retain(|(key, _)| *key != name);
+            record.xattrs.push((name, value));
+        }
+        record.xattrs.sort();
+        let mut shown = record.clone();
+        if changes.nlink != 0 {
+            shown.nlink = shown.nlink.saturating_add_signed(changes.nlink);
+            let version = record.version;
+            self.count(id, changes.nlink, devices);
+            if let Some(record) = self.records.get_mut(&id) {
+                record.version = version;
+            }
+        }
+        Ok(LccReply::Attributes(Box::new(shown)))
+    }
+}
+
+fn check_replace(
+    source: &DirectoryEntry,
+    target: &DirectoryEntry,
+    if_exists: IfExists,
+    replaced_directory: Option<DeviceId>,
+) -> Result<(), LccRefusal> {
+    let exists = LccRefusal::Exists { kind: target.kind };
+    match (source.kind == FileKind::Directory, target.kind == FileKind::Directory) {
+        _ if if_exists == IfExists::Fail => Err(exists),
+        _ if source.id == target.id => Ok(()),
+        (false, false) => Ok(()),
+        (false, true) => Err(LccRefusal::IsDirectory),
+        (true, false) => Err(LccRefusal::NotDirectory),
+        (true, true) if replaced_directory == Some(target.id) => Ok(()),
+        (true, true) => Err(exists),
+    }
+}
+
+impl Device {
+    fn file(&mut self, op: FileOp, payload: &Payload) -> (LccReply, Bytes) {
+        let reply = match op {
+            FileOp::Write { mut at, append, .. } => {
+                at = if append { self.length } else { at };
+                let mut place = at;
+                for piece in &payload.pieces {
+                    self.put(place, piece);
+                    place += piece.len() as u64;
+                }
+                self.length = self.length.max(place);
+                LccReply::Written { at, length: self.length }
+            }
+            FileOp::Read { at, length, .. } => {
+                let end = (at + u64::from(length)).min(self.length);
+                let bytes = self.get(at, end.max(at));
+                return (LccReply::Read { length: self.length }, bytes);
+            }
+            FileOp::Length | FileOp::Sync => LccReply::Length(self.length),
+            FileOp::Truncate { length, .. } => {
+                self.zero(length, self.length.max(length));
+                self.length = length;
+                LccReply::Length(length)
+            }
+            FileOp::Punch { at, length } => {
+                self.zero(at, (at + length).min(self.length));
+                LccReply::Length(self.length)
+            }
+            FileOp::Seek { at, hole } => LccReply::Length(self.seek(at, hole)),
+            FileOp::Remove => LccReply::Done,
+        };
+        (reply, Bytes::new())
+    }
+
+    fn put(&mut self, mut at: u64, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let within = at % PIECE;
+            let (part, rest) = bytes.split_at(bytes.len().min((PIECE - within) as usize));
+            let piece = self.pieces.entry(at / PIECE).or_insert_with(|| vec![0; PIECE as usize]);
+            piece[within as usize..within as usize + part.len()].copy_from_slice(part);
+            at += part.len() as u64;
+            bytes = rest;
+        }
+    }
+
+    fn get(&self, from: u64, to: u64) -> Bytes {
+        let mut out = Vec::with_capacity((to - from) as usize);
+        let mut at = from;
+        while at < to {
+            let within = at % PIECE;
+            let len = (PIECE - within).min(to - at);
+            match self.pieces.get(&(at / PIECE)) {
+                Some(piece) => {
+                    out.extend_from_slice(&piece[within as usize..(within + len) as usize]);
+                }
+                None => out.resize(out.len() + len as usize, 0),
+            }
+            at += len;
+        }
+        out.into()
+    }
+
+    fn zero(&mut self, from: u64, to: u64) {
+        let touched: Vec<u64> =
+            self.pieces.range(from / PIECE..).map(|(place, _)| *place).collect();
+        for place in touched {
+            let (start, end) = (place * PIECE, (place + 1) * PIECE);
+            if start >= to {
+                break;
+            }
+            if from <= start && end <= to {
+                self.pieces.remove(&place);
+            } else if let Some(piece) = self.pieces.get_mut(&place) {
+                let (from, to) = (from.max(start) - start, to.min(end) - start);
+                piece[from as usize..to as usize].fill(0);
+            }
+        }
+    }
+
+    fn seek(&self, at: u64, hole: bool) -> u64 {
+        let mut at = at;
+        while at < self.length && self.pieces.contains_key(&(at / PIECE)) == hole {
+            at = (at / PIECE + 1) * PIECE;
+        }
+        at.min(self.length)
+    }
+}

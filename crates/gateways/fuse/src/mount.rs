@@ -1,0 +1,434 @@
+//! Mounting and unmounting.
+//!
+//! # Theory
+//! ```text
+//! main thread         waits for a signal or for the end of the session
+//! session threads     read /dev/fuse
+//! client's thread     the client library and the mount's file system
+//! pages thread        tells the kernel which pages are stale; must not answer requests, since the
+//!                     kernel may let it wait for one
+//! ```
+//! # Failure
+//! An unmount with open files detaches the directory at once; what waits is sent, and after
+//! [`END_WAIT`] the kernel's connection is closed: it answers whoever still waits with `ENOTCONN`.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use braid_env::Env;
+use braid_terms::DeviceId;
+use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL, SessionUnmounter};
+
+use crate::bridge::{Bridge, begin};
+use crate::session::{Front, REQUEST_MAX, to_ino};
+use crate::store::{Store, StoreError};
+use crate::vfs::{Shared, Tuning};
+
+/// What to mount, where and how.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// The cluster's `client.toml`.
+    pub cluster_file: PathBuf,
+    /// An empty directory, usually.
+    pub directory: PathBuf,
+    /// As after `-o`: see [`Flags::parse`].
+    pub options: Vec<String>,
+}
+
+/// What `-o` says.
+#[derive(Clone, Debug)]
+pub struct Flags {
+    /// Sizes and times.
+    pub tuning: Tuning,
+    read_only: bool,
+    access: Option<SessionACL>,
+    kernel: Vec<MountOption>,
+}
+
+/// Why a mount did not come about, or did not end well.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MountError {
+    /// There is no FUSE.
+    #[error(
+        "/dev/fuse cannot be opened ({error}): load the module with `modprobe fuse`, or, in a \
+         container, start it with `--device /dev/fuse --cap-add SYS_ADMIN`"
+    )]
+    NoFuse {
+        /// What the kernel says.
+        error: std::io::Error,
+    },
+    /// Not root, and no helper.
+    #[error(
+        "only root may mount by itself, and the helper `fusermount3` is not installed: install \
+         the package `fuse3`, or mount as root"
+    )]
+    NoHelper,
+    /// The mount point cannot be used.
+    #[error("{}: cannot be mounted on: {error}", directory.display())]
+    Directory {
+        /// Which.
+        directory: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// An option is not known, or makes no sense.
+    #[error("mount option `{option}`: {reason}")]
+    Option {
+        /// Which.
+        option: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The cluster's file cannot be used.
+    #[error("{}: {reason}", file.display())]
+    ClusterFile {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The cluster is not there.
+    #[error("the cluster cannot be reached: {0}")]
+    Cluster(#[from] StoreError),
+    /// The kernel or the helper refused.
+    #[error("{}: the mount was refused: {error}", directory.display())]
+    Refused {
+        /// Where.
+        directory: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The session ended by a failure.
+    #[error("the mount ended: {0}")]
+    Session(std::io::Error),
+    /// A thread could not be started, or ended by a bug.
+    #[error("the mount's thread `{thread}` failed")]
+    Thread {
+        /// Which.
+        thread: &'static str,
+    },
+}
+
+impl Flags {
+    /// Parses what stands after `-o`, a list for each `-o`, options by commas.
+    ///
+    /// | option                     | means                                                    |
+    /// |----------------------------|----------------------------------------------------------|
+    /// | `hard` (default), `soft`   | wait for a lost cluster, or give `EIO`                    |
+    /// | `sync`                     | each write is held before it is answered                  |
+    /// | `ttl=MS`                   | how long attributes and entries are believed, 0 to 1000   |
+    /// | `write_memory=MIB`         | bytes that may wait to be written                         |
+    /// | `allow_other`, `allow_root`, `allow_owner` | who may use it; root's mounts: all by default |
+    /// | `ro`, `rw`, `dev`, `nodev`, `suid`, `nosuid`, `exec`, `noexec`, `noatime`, `atime` | the kernel's |
+    /// | `nofail`, `_netdev`, `noauto`, `user`, `defaults`, `x-*` | for other tools: taken and left |
+    pub fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<Self, MountError> {
+        let mut flags =
+            Self { tuning: Tuning::default(), read_only: false, access: None, kernel: Vec::new() };
+        let options = lists.into_iter().flat_map(|list| list.split(','));
+        for option in options.filter(|option| !option.is_empty()) {
+            flags.take(option)?;
+        }
+        Ok(flags)
+    }
+
+    fn take(&mut self, option: &str) -> Result<(), MountError> {
+        let refused = |reason| MountError::Option { option: option.to_owned(), reason };
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("hard", "") => self.tuning.soft = false,
+            ("soft", "") => self.tuning.soft = true,
+            ("sync", "") => self.tuning.sync = true,
+            ("async", "") => self.tuning.sync = false,
+            ("ttl", value) => {
+                let ttl = value.parse().ok().filter(|ttl| *ttl <= TTL_MS_MAX);
+                self.tuning.ttl_ms = ttl.ok_or_else(|| refused("a time from 0 to 1000 ms"))?;
+            }
+            ("write_memory", value) => {
+                let mib = value.parse().ok().filter(|mib| (1..=4096_u64).contains(mib));
+                let mib = mib.ok_or_else(|| refused("1 to 4096 MiB"))?;
+                self.tuning.write_memory = mib << 20;
+            }
+            ("allow_other", "") => self.access = Some(SessionACL::All),
+            ("allow_root", "") => self.access = Some(SessionACL::RootAndOwner),
+            ("allow_owner", "") => self.access = Some(SessionACL::Owner),
+            ("ro", "") => self.read_only = true,
+            ("rw", "") => self.read_only = false,
+            ("dev", "") => self.kernel.push(MountOption::Dev),
+            ("nodev", "") => self.kernel.push(MountOption::NoDev),
+            ("suid", "") => self.kernel.push(MountOption::Suid),
+            ("nosuid", "") => self.kernel.push(MountOption::NoSuid),
+            ("exec", "") => self.kernel.push(MountOption::Exec),
+            ("noexec", "") => self.kernel.push(MountOption::NoExec),
+            ("atime" | "noatime" | "relatime", "") => {}
+            ("nofail" | "_netdev" | "noauto" | "auto" | "user" | "users" | "defaults", "") => {}
+            (name, _) if name.starts_with("x-") => {}
+            _ => return Err(refused("is not known; see `docs/guides/mount.md`")),
+        }
+        Ok(())
+    }
+
+    fn config(&self, name: &str) -> Config {
+        let is_root = rustix::process::geteuid().is_root();
+        let mut config = Config::default();
+        config.mount_options = self.kernel.clone();
+        config.mount_options.extend([
+            MountOption::FSName(name.to_owned()),
+            MountOption::Subtype("braid".to_owned()),
+            MountOption::DefaultPermissions,
+        ]);
+        if self.read_only {
+            config.mount_options.push(MountOption::RO);
+        }
+        // `fusermount3` lets only those users do this to whom /etc/fuse.conf gives it.
+        let usual = if is_root { SessionACL::All } else { SessionACL::Owner };
+        config.acl = self.access.unwrap_or(usual);
+        config.n_threads = Some(SESSION_THREADS);
+        config.clone_fd = true;
+        config
+    }
+}
+
+/// A mount that serves.
+pub struct Mounted<S: Store> {
+    directory: PathBuf,
+    bridge: Option<Bridge<S>>,
+    unmounter: SessionUnmounter,
+    ended: mpsc::Receiver<std::io::Result<()>>,
+    client: JoinHandle<()>,
+}
+
+/// How long an unmount waits for what is still open.
+pub const END_WAIT: Duration = Duration::from_secs(5);
+const SESSION_THREADS: usize = 2;
+const TTL_MS_MAX: u64 = 1_000;
+
+impl<S: Store> Mounted<S> {
+    /// Mounts a store that `make` reaches, on the thread of the client library.
+    pub fn start<M, F>(
+        make: M,
+        name: &str,
+        directory: &Path,
+        flags: &Flags,
+    ) -> Result<Self, MountError>
+    where
+        M: FnOnce(Env) -> F + Send + 'static,
+        F: Future<Output = Result<S, StoreError>>,
+    {
+        check_fuse()?;
+        check_directory(directory)?;
+        let (stale_pages, stale) = mpsc::channel();
+        let (client, bridge) = start_client(make, flags.tuning.clone(), stale_pages)?;
+        let front = Front::new(bridge.clone());
+        let refused = |error| MountError::Refused { directory: directory.to_owned(), error };
+        let mut session =
+            Session::new(front, directory, &flags.config(name)).map_err(refused)?;
+        let unmounter = session.unmount_callable();
+        start_pages(session.notifier(), stale, &bridge.shared)?;
+        let (end, ended) = mpsc::channel();
+        let run = move || {
+            // Nobody listens: the process is ending.
+            let _ = end.send(session.run());
+        };
+        std::thread::Builder::new()
+            .name("fuse".to_owned())
+            .spawn(run)
+            .map_err(|_| MountError::Thread { thread: "fuse" })?;
+        set_read_ahead(directory);
+        let directory = directory.to_owned();
+        Ok(Self { directory, bridge: Some(bridge), unmounter, ended, client })
+    }
+
+    /// Unmounts, whatever is open. Then [`Mounted::wait`] ends soon.
+    pub fn unmount(&mut self) {
+        if self.unmounter.unmount().is_err() {
+            let flags = rustix::mount::UnmountFlags::DETACH;
+            if let Err(error) = rustix::mount::unmount(&self.directory, flags) {
+                tracing::warn!(directory = %self.directory.display(), %error, "not unmounted");
+            }
+        }
+    }
+
+    /// Whether the session has ended; waits for that at most so long.
+    fn wait_end(&self, at_most: Duration) -> Option<std::io::Result<()>> {
+        match self.ended.recv_timeout(at_most) {
+            Ok(outcome) => Some(outcome),
+            Err(mpsc::RecvTimeoutError::Timeout) => None,
+            Err(mpsc::RecvTimeoutError::Disconnected) => Some(Ok(())),
+        }
+    }
+
+    /// Waits until it is unmounted, by `umount`, or because `stop` says so; sends what still waits.
+    pub fn wait(mut self, mut stop: impl FnMut() -> bool) -> Result<(), MountError> {
+        let outcome = loop {
+            if let Some(outcome) = self.wait_end(STOP_POLL) {
+                break Some(outcome);
+            }
+            if stop() {
+                self.unmount();
+                break self.wait_end(END_WAIT);
+            }
+        };
+        let is_over = outcome.is_some();
+        if let Some(bridge) = self.bridge.take()
+            && !is_over
+        {
+            self.flush_rest(&bridge);
+        }
+        if is_over && self.client.join().is_err() {
+            return Err(MountError::Thread { thread: "client" });
+        }
+        outcome.unwrap_or(Ok(())).map_err(MountError::Session)
+    }
+
+    /// Sends what waits, while somebody still has files open.
+    fn flush_rest(&self, bridge: &Bridge<S>) {
+        let (done, end) = mpsc::channel();
+        bridge.run(move |vfs| async move {
+            let outcome = vfs.flush_all(true).await;
+            let _ = done.send(outcome);
+        });
+        match end.recv_timeout(END_WAIT) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "not all written bytes reached the cluster"),
+            Err(_) => tracing::error!("the cluster did not take all written bytes in time"),
+        }
+    }
+}
+
+const STOP_POLL: Duration = Duration::from_millis(100);
+
+fn start_client<S, M, F>(
+    make: M,
+    tuning: Tuning,
+    stale_pages: mpsc::Sender<DeviceId>,
+) -> Result<(JoinHandle<()>, Bridge<S>), MountError>
+where
+    S: Store,
+    M: FnOnce(Env) -> F + Send + 'static,
+    F: Future<Output = Result<S, StoreError>>,
+{
+    let (ready, is_ready) = mpsc::channel();
+    let run = move || {
+        let env = braid_env::machine::env(braid_env::machine::Inherited::default());
+        let serve = async {
+            let begun = match make(env).await {
+                Ok(store) => begin(store, tuning, stale_pages).await,
+                Err(error) => Err(error),
+            };
+            match begun {
+                Ok((bridge, serving)) => {
+                    let _ = ready.send(Ok(bridge));
+                    serving.serve().await;
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        };
+        if let Err(error) = braid_env::machine::run(serve) {
+            tracing::error!(%error, "no runtime for the mount");
+        }
+    };
+    let client = std::thread::Builder::new()
+        .name("client".to_owned())
+        .spawn(run)
+        .map_err(|_| MountError::Thread { thread: "client" })?;
+    let bridge = is_ready.recv().map_err(|_| MountError::Thread { thread: "client" })??;
+    Ok((client, bridge))
+}
+
+fn start_pages(
+    notifier: Notifier,
+    stale: mpsc::Receiver<DeviceId>,
+    shared: &std::sync::Arc<Shared>,
+) -> Result<(), MountError> {
+    // Weak: this thread ends with the last sender, which `Shared` has.
+    let shared = std::sync::Arc::downgrade(shared);
+    let run = move || {
+        for id in stale {
+            let Some(shared) = shared.upgrade() else { return };
+            let ino = INodeNo(to_ino(&shared, id));
+            drop(shared);
+            if let Err(error) = notifier.inval_inode(ino, 0, 0) {
+                tracing::debug!(%id, %error, "the kernel keeps stale pages until the next open");
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("pages".to_owned())
+        .spawn(run)
+        .map(drop)
+        .map_err(|_| MountError::Thread { thread: "pages" })
+}
+
+fn check_fuse() -> Result<(), MountError> {
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    if let Err(error) = device {
+        return Err(MountError::NoFuse { error });
+    }
+    let has_helper = || {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let more = ["/sbin", "/bin", "/usr/bin"].map(PathBuf::from);
+        std::env::split_paths(&path)
+            .chain(more)
+            .any(|folder| ["fusermount3", "fusermount"].iter().any(|h| folder.join(h).exists()))
+    };
+    if rustix::process::geteuid().is_root() || has_helper() {
+        Ok(())
+    } else {
+        Err(MountError::NoHelper)
+    }
+}
+
+fn check_directory(directory: &Path) -> Result<(), MountError> {
+    let refused = |error| MountError::Directory { directory: directory.to_owned(), error };
+    let metadata = std::fs::metadata(directory).map_err(refused)?;
+    if metadata.is_dir() {
+        return Ok(());
+    }
+    Err(refused(std::io::Error::from_raw_os_error(rustix::io::Errno::NOTDIR.raw_os_error())))
+}
+
+/// Lets the kernel read ahead as much as one request carries: its default of 128 KiB makes eight
+/// requests of one. Only root may; without it reading is slower.
+fn set_read_ahead(directory: &Path) {
+    let Ok(mounts) = std::fs::read_to_string("/proc/self/mountinfo") else { return };
+    let Ok(directory) = directory.canonicalize() else { return };
+    let directory = directory.to_string_lossy().into_owned();
+    // `36 35 0:52 / /mnt rw ...`: the last one that is mounted there.
+    let device = mounts.lines().rev().find_map(|line| {
+        let mut fields = line.split(' ').skip(2);
+        let (device, _, place) = (fields.next()?, fields.next()?, fields.next()?);
+        (place == directory).then(|| device.to_owned())
+    });
+    if let Some(device) = device {
+        let kib = REQUEST_MAX >> 10;
+        let _ = std::fs::write(
+            format!("/sys/class/bdi/{device}/read_ahead_kb"),
+            kib.to_string(),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_parsed() {
+        let flags = Flags::parse(["soft,ttl=0", "ro,write_memory=16,x-systemd.automount"])
+            .expect("all are known");
+        assert!(flags.tuning.soft);
+        assert_eq!((flags.tuning.ttl_ms, flags.tuning.write_memory), (0, 16 << 20));
+        assert!(flags.read_only);
+    }
+
+    #[test]
+    fn unknown_options_are_refused() {
+        for option in ["sofft", "ttl=1001", "ttl=", "write_memory=0", "soft=1"] {
+            assert!(matches!(Flags::parse([option]), Err(MountError::Option { .. })), "{option}");
+        }
+    }
+}

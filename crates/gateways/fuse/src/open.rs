@@ -1,0 +1,116 @@
+//! Opening and closing.
+//!
+//! # Theory
+//! Close to open: what another mount wrote and closed is seen by an open that comes after. So an
+//! open asks the owner for the record, unless the lookup of the same call has just done so, and the
+//! kernel keeps its pages only if the bytes are still those that they show.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use braid_terms::DeviceId;
+use braid_wire::lcc::FileKind;
+use bytes::Bytes;
+
+use crate::clock::now_ms;
+use crate::errno::{Errno, Outcome};
+use crate::inode::{Inode, Names};
+use crate::names::NewNode;
+use crate::store::Store;
+use crate::vfs::{Shared, Vfs};
+
+/// Something that was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// Its number.
+    pub handle: u64,
+    /// The kernel's pages of it are still right.
+    pub keep_pages: bool,
+}
+
+/// How long a lookup's answer serves the open that it was made for, in milliseconds.
+const CREDIT_MS: u64 = 10;
+pub(crate) const O_TRUNC: i32 = 0o1000;
+pub(crate) const O_EXCL: i32 = 0o200;
+pub(crate) const O_APPEND: i32 = 0o2000;
+pub(crate) const O_DSYNC: i32 = 0o10000;
+
+impl Shared {
+    /// Whether an open may do without asking the owner; used up by asking.
+    pub fn take_open_credit(&self, inode: &Inode) -> bool {
+        let mut state = inode.state();
+        let since = std::mem::take(&mut state.open_credit_ms);
+        now_ms() < since + CREDIT_MS
+    }
+
+    /// A handle for what was checked.
+    pub fn open_checked(&self, inode: &Arc<Inode>, flags: i32) -> Opened {
+        let keep_pages = std::mem::replace(&mut inode.state().pages_valid, true);
+        Opened { handle: self.add_handle(inode.clone(), flags), keep_pages }
+    }
+}
+
+impl<S: Store> Vfs<S> {
+    /// Opens a file.
+    pub async fn open(self: &Rc<Self>, id: DeviceId, flags: i32) -> Outcome<Opened> {
+        let inode = self.shared.inode(id)?;
+        if !self.shared.take_open_credit(&inode) && inode.state().names == Names::Some {
+            self.refetch(&inode).await?;
+        }
+        if flags & O_TRUNC != 0 && inode.kind == FileKind::File {
+            self.truncate(&inode, 0).await?;
+        }
+        Ok(self.shared.open_checked(&inode, flags))
+    }
+
+    /// Makes a file and opens it; opens the one that is there unless `O_EXCL` is given.
+    pub async fn create(
+        self: &Rc<Self>,
+        parent: DeviceId,
+        name: Bytes,
+        node: NewNode,
+        flags: i32,
+    ) -> Outcome<(Arc<Inode>, Opened)> {
+        match self.make(parent, name.clone(), node).await {
+            Ok(inode) => {
+                let opened = self.shared.open_checked(&inode, flags);
+                Ok((inode, opened))
+            }
+            Err(Errno::EXIST) if flags & O_EXCL == 0 => {
+                // Somebody else was faster.
+                let inode = self.lookup(parent, name).await?;
+                let opened = self.open(inode.id, flags).await;
+                if opened.is_err() {
+                    self.shared.inodes.forget(inode.id, 1);
+                }
+                Ok((inode, opened?))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The last file descriptor of an open is gone.
+    pub async fn release(self: &Rc<Self>, number: u64) {
+        let Some((handle, is_last)) = self.shared.remove_handle(number) else { return };
+        let inode = &handle.inode;
+        if !is_last {
+            return;
+        }
+        if inode.state().names == Names::Some {
+            // Pages of a mapping may have come after the flush; there is nobody left to tell.
+            if inode.state().is_dirty()
+                && let Err(error) = self.flush(inode, false).await
+            {
+                tracing::warn!(id = %inode.id, ?error, "bytes written through a mapping are lost");
+            }
+        } else {
+            self.discard(inode);
+            self.drop_kept(inode).await;
+        }
+        if inode.state().opens == 0 {
+            inode.state().chunks.clear();
+        }
+        // It stayed for its bytes; the kernel may have forgotten it before.
+        self.shared.inodes.forget(inode.id, 0);
+    }
+}

@@ -1,0 +1,281 @@
+//! Reading, and reading ahead.
+//!
+//! # Theory
+//! ```text
+//! reader        at ----------> |
+//! chunks here      [ unit ][ unit ][ unit ]
+//! being fetched                            [ unit ][ unit ]
+//!               <------------- read_window ------------->
+//! ```
+//! Who reads on where the last read ended has the next `read_window` bytes fetched in units of
+//! whole stripes, several at once. A chunk goes when it was read to its end: from then on the
+//! kernel's pages have it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use braid_env::Payload;
+use braid_terms::GroupLayout;
+use braid_wire::lcc::{FileOp, LccReply};
+use bytes::Bytes;
+
+use crate::errno::{Errno, Outcome};
+use crate::inode::{Inode, ReadPlan};
+use crate::store::Store;
+use crate::vfs::{Handle, Shared, Tuning, Vfs};
+
+/// What a FUSE thread finds.
+pub enum ReadHere {
+    /// These bytes; more is to be fetched ahead if the flag is set.
+    Now(Bytes, bool),
+    /// It must be fetched.
+    Ask,
+}
+
+const PAGE: u64 = 4096;
+/// The kernel sends neighbouring reads at the same time, so they come in any order: as far apart as
+/// this they still count as one sequence.
+const NEAR: u64 = 2 << 20;
+
+impl Handle {
+    /// Whether a read at `at` goes on where this handle read before.
+    fn follows(&self, at: u64) -> bool {
+        self.read_end.load(Ordering::Relaxed).abs_diff(at) <= NEAR
+    }
+
+    fn note_read(&self, at: u64, end: u64) {
+        if self.follows(at) {
+            self.read_end.fetch_max(end, Ordering::Relaxed);
+        } else {
+            self.read_end.store(end, Ordering::Relaxed);
+            self.ahead_end.store(end, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Bytes of one read ahead: `read_unit`, in whole stripes.
+fn read_unit(tuning: &Tuning, layout: &GroupLayout) -> u64 {
+    whole_stripes(tuning.read_unit, layout)
+}
+
+/// The largest number of whole stripes up to `bytes`, at least one stripe, at most a request.
+pub(crate) fn whole_stripes(bytes: u64, layout: &GroupLayout) -> u64 {
+    let stripe = u64::from(layout.strip_size) * layout.scheme.data() as u64;
+    let most = braid_terms::REQUEST_BYTES_MAX as u64;
+    if stripe > most {
+        return most;
+    }
+    (bytes / stripe).max(1) * stripe
+}
+
+impl Shared {
+    /// Reads what is here.
+    pub fn read_here(&self, handle: &Handle, at: u64, len: usize) -> Outcome<ReadHere> {
+        let mut state = handle.inode.state();
+        let ReadPlan::Now(bytes) = state.plan_read(at, len) else {
+            return Ok(ReadHere::Ask);
+        };
+        let end = at + bytes.len() as u64;
+        let sequential = handle.follows(at);
+        handle.note_read(at, end);
+        if sequential {
+            // What lies well behind the reader is in the kernel's pages now.
+            let behind = end.saturating_sub(NEAR);
+            while let Some(entry) = state.chunks.first_entry()
+                && entry.key() + entry.get().len() as u64 <= behind
+            {
+                entry.remove();
+            }
+        }
+        let ahead = handle.ahead_end.load(Ordering::Relaxed);
+        let wants_more = sequential
+            && state.device().is_some()
+            && ahead < state.size
+            && ahead < end + self.tuning.read_window / 2;
+        Ok(ReadHere::Now(bytes, wants_more))
+    }
+}
+
+impl<S: Store> Vfs<S> {
+    /// Reads.
+    pub async fn read(self: &Rc<Self>, handle: &Arc<Handle>, at: u64, len: usize) -> Outcome<Bytes> {
+        let inode = &handle.inode;
+        loop {
+            let progress = inode.progress.notified();
+            let plan = inode.state().plan_read(at, len);
+            match plan {
+                ReadPlan::Now(_) => break,
+                ReadPlan::Wait => progress.await,
+                ReadPlan::Unknown => self.ensure_bytes(inode).await?,
+                ReadPlan::Fetch if handle.follows(at) => {
+                    handle.ahead_end.store(at, Ordering::Relaxed);
+                    let Some(unit) = self.plan_unit(handle, at) else { break };
+                    self.read_ahead(handle);
+                    if !self.fetch_unit(inode, unit).await? {
+                        break;
+                    }
+                }
+                ReadPlan::Fetch => {
+                    handle.note_read(at, at.saturating_add(len as u64));
+                    break;
+                }
+            }
+        }
+        match self.shared.read_here(handle, at, len)? {
+            ReadHere::Now(bytes, wants_more) => {
+                if wants_more {
+                    self.read_ahead(handle);
+                }
+                Ok(bytes)
+            }
+            ReadHere::Ask => self.read_exactly(inode, at, len).await,
+        }
+    }
+
+    /// Fetches ahead of a sequential reader, up to the window.
+    pub fn read_ahead(self: &Rc<Self>, handle: &Arc<Handle>) {
+        let from = handle.read_end.load(Ordering::Relaxed);
+        let window = from + self.shared.tuning.read_window;
+        loop {
+            let at = handle.ahead_end.load(Ordering::Relaxed).max(from);
+            if at >= window || at >= handle.inode.state().size {
+                return;
+            }
+            let (vfs, handle) = (self.clone(), handle.clone());
+            let Some(fetch) = vfs.plan_unit(&handle, at) else { return };
+            tokio::task::spawn_local(async move {
+                // A reader that needs these bytes asks again and hears of the failure.
+                let _ = vfs.fetch_unit(&handle.inode, fetch).await;
+            });
+        }
+    }
+
+    /// Marks the unit at `at` as being fetched.
+    fn plan_unit(&self, handle: &Handle, at: u64) -> Option<(GroupLayout, u64, u64)> {
+        let mut state = handle.inode.state();
+        let layout = state.device()?.clone();
+        let unit = read_unit(&self.shared.tuning, &layout);
+        let from = at - at % PAGE;
+        let to = (from - from % unit + unit).min(state.size.next_multiple_of(PAGE));
+        if from >= to {
+            return None;
+        }
+        state.fetching.push((from, to));
+        handle.ahead_end.store(to, Ordering::Relaxed);
+        Some((layout, from, to))
+    }
+
+    /// Fetches a unit; says whether it is kept.
+    async fn fetch_unit(
+        &self,
+        inode: &Arc<Inode>,
+        unit: (GroupLayout, u64, u64),
+    ) -> Outcome<bool> {
+        let (layout, from, to) = unit;
+        let fetch = inode.state().begin_fetch(from, to);
+        let outcome = self.fetch(&layout, from, to).await;
+        let mut state = inode.state();
+        let good = state.end_fetch(fetch);
+        if let Some(place) = state.fetching.iter().position(|range| *range == (from, to)) {
+            state.fetching.swap_remove(place);
+        }
+        let bytes = match outcome {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                drop(state);
+                inode.progress.notify_waiters();
+                return Err(error);
+            }
+        };
+        // Behind the device's end are zeros, up to the file's.
+        let want = (to.min(state.size).saturating_sub(from)) as usize;
+        let bytes = if bytes.len() < want {
+            let mut longer = Vec::with_capacity(want);
+            longer.extend_from_slice(&bytes);
+            longer.resize(want, 0);
+            longer.into()
+        } else {
+            bytes
+        };
+        let len = bytes.len() as u64;
+        let kept = good && state.keep_chunk(from, bytes);
+        drop(state);
+        if kept {
+            self.count_chunk(inode, from, len);
+        }
+        inode.progress.notify_waiters();
+        Ok(kept)
+    }
+
+    /// Keeps to the memory for read ahead: the oldest chunks go.
+    fn count_chunk(&self, inode: &Arc<Inode>, at: u64, len: u64) {
+        let mut order = self.read_order.borrow_mut();
+        order.push_back((Arc::downgrade(inode), at, len));
+        let mut bytes = self.read_bytes.get() + len;
+        while bytes > self.shared.tuning.read_memory {
+            let Some((inode, at, len)) = order.pop_front() else { break };
+            bytes -= len;
+            if let Some(inode) = inode.upgrade() {
+                inode.state().chunks.remove(&at);
+            }
+        }
+        self.read_bytes.set(bytes);
+    }
+
+    /// Reads exactly what is asked, without keeping it.
+    pub async fn read_exactly(&self, inode: &Arc<Inode>, at: u64, len: usize) -> Outcome<Bytes> {
+        self.ensure_bytes(inode).await?;
+        loop {
+            let (layout, end, fetch) = {
+                let mut state = inode.state();
+                if let ReadPlan::Now(bytes) = state.plan_read(at, len) {
+                    return Ok(bytes);
+                }
+                let end = at.saturating_add(len as u64).min(state.size);
+                let layout = state.device().ok_or(Errno::IO)?.clone();
+                (layout, end, state.begin_fetch(at, end))
+            };
+            let outcome = self.fetch(&layout, at, end).await;
+            let mut state = inode.state();
+            if !state.end_fetch(fetch) {
+                continue; // A write went over it meanwhile: what came may be of before.
+            }
+            let bytes = outcome?;
+            let end = end.min(state.size).max(at);
+            return Ok(state.compose(at, end, Some((at, &bytes))));
+        }
+    }
+
+    /// Bytes of a device, in as many requests as it takes; shorter at its end.
+    pub async fn fetch(&self, layout: &GroupLayout, from: u64, to: u64) -> Outcome<Bytes> {
+        let most = braid_terms::REQUEST_BYTES_MAX as u64;
+        if to - from <= most {
+            return self.fetch_one(layout, from, to).await;
+        }
+        let mut all = Vec::new();
+        let mut at = from;
+        while at < to {
+            let end = to.min(at + most);
+            let bytes = self.fetch_one(layout, at, end).await?;
+            all.extend_from_slice(&bytes);
+            if (bytes.len() as u64) < end - at {
+                break;
+            }
+            at = end;
+        }
+        Ok(all.into())
+    }
+
+    async fn fetch_one(&self, layout: &GroupLayout, from: u64, to: u64) -> Outcome<Bytes> {
+        let length = u32::try_from(to - from).expect("at most a request");
+        let op = FileOp::Read { at: from, length, stable: false };
+        match self.file(layout, op, Payload::empty()).await {
+            Ok((LccReply::Read { .. }, bytes)) => Ok(bytes),
+            Ok(_) => Err(Errno::IO),
+            // Promoted, and nothing was written yet.
+            Err(Errno::NOENT) => Ok(Bytes::new()),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Changes of a file's extent: truncate, allocate, punch, zero; places of data and holes; copies.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use braid_env::Payload;
+use braid_terms::GroupLayout;
+use braid_wire::lcc::{AttributeChanges, FileData, FileOp, LccReply, SetTime};
+use bytes::Bytes;
+
+use crate::errno::{Errno, Outcome};
+use crate::inode::Inode;
+use crate::store::Store;
+use crate::vfs::{Handle, Vfs};
+
+/// What `fallocate` does with a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Allocate {
+    /// Room for it; the size grows over it unless it is to be kept. Space is not set aside.
+    Room,
+    /// It reads as zeros and takes no space; the size stays.
+    Punch,
+    /// It reads as zeros.
+    Zero,
+}
+
+/// What is looked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sought {
+    /// Data.
+    Data,
+    /// A hole; the end of the file is one.
+    Hole,
+}
+
+const COPY_STEP: u64 = 4 << 20;
+const SIZE_MAX: u64 = i64::MAX as u64;
+
+impl<S: Store> Vfs<S> {
+    /// Sets the size: what is cut off is gone, what is added reads as zeros.
+    pub async fn truncate(self: &Rc<Self>, inode: &Arc<Inode>, size: u64) -> Outcome<()> {
+        if size > SIZE_MAX {
+            return Err(Errno::FBIG);
+        }
+        let _structure = inode.structure.lock().await;
+        self.ensure_bytes(inode).await?;
+        self.discard_range(inode, size, u64::MAX);
+        self.land(inode).await;
+        let data = {
+            let mut state = inode.state();
+            state.note_change(0, u64::MAX);
+            state.drop_chunks(0, u64::MAX);
+            state.record.data.clone()
+        };
+        let changes = match data {
+            FileData::Device(layout) => {
+                self.truncate_device(inode, &layout, size).await?;
+                AttributeChanges { size: Some(size), size_exact: true, ..Self::changed_now() }
+            }
+            _ if size > self.shared.tuning.inline_max => {
+                // What waits keeps waiting; the device is made longer than the bytes.
+                self.promote(inode).await?;
+                let layout = inode.state().device().cloned().ok_or(Errno::IO)?;
+                self.truncate_device(inode, &layout, size).await?;
+                AttributeChanges { size: Some(size), size_exact: true, ..Self::changed_now() }
+            }
+            FileData::Inline(bytes) if size > 0 => {
+                let mut resized = bytes.to_vec();
+                resized.resize(size as usize, 0);
+                let data = FileData::Inline(Bytes::from(resized));
+                AttributeChanges { data: Some((data, size)), size_exact: true, ..Self::changed_now() }
+            }
+            _ if size > 0 => {
+                let zeros = FileData::Inline(Bytes::from(vec![0; size as usize]));
+                AttributeChanges { data: Some((zeros, size)), size_exact: true, ..Self::changed_now() }
+            }
+            _ => AttributeChanges {
+                data: Some((FileData::None, 0)),
+                size_exact: true,
+                ..Self::changed_now()
+            },
+        };
+        let record = self.set_record(&inode.home, inode.id, changes, false).await?;
+        let foreign = {
+            let mut state = inode.state();
+            state.size = size;
+            state.size_waits = false;
+            if state.dirty.is_empty() {
+                state.mtime_waits = None;
+            }
+            state.record_unstable = true;
+            state.absorb(record, true, crate::clock::now_ms())
+        };
+        if foreign {
+            self.shared.drop_pages(inode.id);
+        }
+        Ok(())
+    }
+
+    fn changed_now() -> AttributeChanges {
+        AttributeChanges { mtime: Some(SetTime::To(crate::clock::wall())), ..AttributeChanges::default() }
+    }
+
+    async fn truncate_device(
+        &self,
+        inode: &Inode,
+        layout: &GroupLayout,
+        length: u64,
+    ) -> Outcome<()> {
+        let op = FileOp::Truncate { length, home: inode.home.group() };
+        inode.state().bytes_unstable = true;
+        self.file(layout, op, Payload::empty()).await.map(drop)
+    }
+
+    /// `fallocate`.
+    pub async fn allocate(
+        self: &Rc<Self>,
+        inode: &Arc<Inode>,
+        range: (u64, u64),
+        what: Allocate,
+        keep_size: bool,
+    ) -> Outcome<()> {
+        let (from, len) = range;
+        let to = from.checked_add(len).filter(|to| *to <= SIZE_MAX).ok_or(Errno::FBIG)?;
+        let size = inode.state().size;
+        if what != Allocate::Room && from < size {
+            self.zero(inode, from, to.min(size)).await?;
+        }
+        let grows = what != Allocate::Punch && !keep_size && to > size;
+        if grows { self.truncate(inode, to).await } else { Ok(()) }
+    }
+
+    /// Zeros in place of `from..to`, which lies within the file.
+    async fn zero(self: &Rc<Self>, inode: &Arc<Inode>, from: u64, to: u64) -> Outcome<()> {
+        self.flush(inode, false).await?;
+        let _structure = inode.structure.lock().await;
+        self.ensure_bytes(inode).await?;
+        self.discard_range(inode, from, to);
+        self.land(inode).await;
+        let data = {
+            let mut state = inode.state();
+            state.note_change(from, to);
+            state.drop_chunks(from, to);
+            state.record.data.clone()
+        };
+        let changes = match data {
+            FileData::None => return Ok(()),
+            FileData::Inline(bytes) => {
+                let mut bytes = bytes.to_vec();
+                let end = (to as usize).min(bytes.len());
+                bytes[(from as usize).min(end)..end].fill(0);
+                let size = bytes.len() as u64;
+                let data = FileData::Inline(bytes.into());
+                AttributeChanges { data: Some((data, size)), size_exact: true, ..Self::changed_now() }
+            }
+            FileData::Device(layout) => {
+                inode.state().bytes_unstable = true;
+                let op = FileOp::Punch { at: from, length: to - from };
+                match self.file(&layout, op, Payload::empty()).await {
+                    Ok(_) | Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error),
+                }
+                Self::changed_now()
+            }
+        };
+        let outcome = self.change_record(inode, changes, false).await;
+        let mut state = inode.state();
+        state.note_change(from, to);
+        state.drop_chunks(from, to);
+        outcome
+    }
+
+    /// The next place with data, or without.
+    pub async fn seek(
+        self: &Rc<Self>,
+        handle: &Handle,
+        at: u64,
+        sought: Sought,
+    ) -> Outcome<u64> {
+        let inode = &handle.inode;
+        self.finish(handle, false).await?;
+        let (size, device) = {
+            let state = inode.state();
+            (state.size, state.device().cloned())
+        };
+        if at >= size {
+            return Err(Errno::NXIO);
+        }
+        let Some(layout) = device else {
+            return Ok(if sought == Sought::Data { at } else { size });
+        };
+        let length = match self.file(&layout, FileOp::Length, Payload::empty()).await {
+            Ok((LccReply::Length(length), _)) => length,
+            Ok(_) => return Err(Errno::IO),
+            Err(Errno::NOENT) => 0,
+            Err(error) => return Err(error),
+        };
+        // Behind the device's end the file has no bytes.
+        let found = if at >= length {
+            if sought == Sought::Data { size } else { at }
+        } else {
+            let op = FileOp::Seek { at, hole: sought == Sought::Hole };
+            match self.file(&layout, op, Payload::empty()).await? {
+                (LccReply::Length(place), _) if place >= length && sought == Sought::Data => size,
+                (LccReply::Length(place), _) => place.min(size),
+                _ => return Err(Errno::IO),
+            }
+        };
+        if sought == Sought::Data && found >= size { Err(Errno::NXIO) } else { Ok(found.max(at)) }
+    }
+
+    /// Copies bytes from file to file without the caller's memory; gives how many.
+    pub async fn copy(
+        self: &Rc<Self>,
+        source: (&Arc<Handle>, u64),
+        target: (&Arc<Handle>, u64),
+        len: u64,
+    ) -> Outcome<u64> {
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(COPY_STEP) as usize;
+            let bytes = self.read_exactly(&source.0.inode, source.1 + done, step).await?;
+            if bytes.is_empty() {
+                break;
+            }
+            done += self.write(target.0, target.1 + done, bytes).await? as u64;
+        }
+        Ok(done)
+    }
+}

@@ -1,0 +1,374 @@
+//! The mount's file system: inodes and handles, and how requests reach owners.
+//!
+//! # Theory
+//! ```text
+//! kernel -> FUSE threads: session.rs -- answered from Shared where it is here
+//!                             | jobs
+//!                             v
+//!           thread of the client library: Vfs -> Store -> owners
+//! ```
+//! The operations are in files by what they are about: `names.rs`, `listing.rs`, `attributes.rs`,
+//! `open.rs`, `read.rs`, `write.rs`, `space.rs`. None of them knows a type of `fuser`.
+//! # Coherence
+//! Entries and attributes are believed for [`Tuning::ttl_ms`]; an open asks the owner (close to
+//! open), and the kernel keeps its pages of a file only if nobody else changed the bytes.
+//! # Not here
+//! Locks: those of the local kernel, so they hold within one mount only.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use braid_env::Payload;
+use braid_terms::{DataType, DeviceId, GroupLayout};
+use braid_wire::lcc::{Attributes, DirectoryOp, FileData, FileKind, FileOp, LccReply};
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::clock::now_ms;
+use crate::errno::{Errno, Outcome, of_store};
+use crate::inode::{Inode, InodeTable, Names};
+use crate::listing::Listing;
+use crate::store::{Space, Store, StoreError};
+
+/// Sizes and times of a mount.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// How long attributes and entries are believed.
+    pub ttl_ms: u64,
+    /// Bytes that may wait to be written, sent ones included.
+    pub write_memory: u64,
+    /// Bytes of one write to an owner, about.
+    pub write_span: u64,
+    /// Writes to owners under way.
+    pub flights_max: usize,
+    /// Bytes in them, about.
+    pub flight_bytes: u64,
+    /// Bytes of one read ahead, about.
+    pub read_unit: u64,
+    /// Bytes read ahead of a sequential reader.
+    pub read_window: u64,
+    /// Bytes that read ahead may keep.
+    pub read_memory: u64,
+    /// Files up to this size live in their record.
+    pub inline_max: u64,
+    /// How long written bytes may wait before they are sent.
+    pub write_delay_ms: u64,
+    /// Give up when the cluster is not there; else wait for it.
+    pub soft: bool,
+    /// Each write is held before it is answered.
+    pub sync: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            ttl_ms: 1_000,
+            write_memory: 64 << 20,
+            write_span: 4 << 20,
+            flights_max: 64,
+            flight_bytes: 24 << 20,
+            read_unit: 1 << 20,
+            read_window: 8 << 20,
+            read_memory: 64 << 20,
+            inline_max: braid_terms::INLINE_MAX_DEFAULT as u64,
+            write_delay_ms: 500,
+            soft: false,
+            sync: false,
+        }
+    }
+}
+
+/// What FUSE threads and the client library's thread share.
+pub struct Shared {
+    /// Sizes and times.
+    pub tuning: Tuning,
+    /// Inodes.
+    pub inodes: InodeTable,
+    /// Number of the root directory.
+    pub root: DeviceId,
+    /// Bytes that wait to be written, sent ones included.
+    pub waiting_bytes: AtomicU64,
+    handles: Mutex<BTreeMap<u64, Arc<Handle>>>,
+    next_handle: AtomicU64,
+    /// Inodes whose pages in the kernel are no longer right.
+    pub stale_pages: std::sync::mpsc::Sender<DeviceId>,
+}
+
+/// An open file or directory.
+pub struct Handle {
+    /// What is open.
+    pub inode: Arc<Inode>,
+    /// With which `O_` flags.
+    pub flags: i32,
+    /// Failures of writing back that this handle has reported. See `State::check_error`.
+    pub errors_seen: AtomicU64,
+    /// Where the last read ended.
+    pub read_end: AtomicU64,
+    /// How far is read ahead.
+    pub ahead_end: AtomicU64,
+    /// Of a directory: entries fetched and not yet told.
+    pub listing: Mutex<Listing>,
+}
+
+/// The mount's file system; on the client library's thread.
+pub struct Vfs<S> {
+    /// What the FUSE threads see too.
+    pub shared: Arc<Shared>,
+    /// The cluster.
+    pub store: S,
+    /// Writes that wait for memory are woken.
+    pub room: Notify,
+    /// Flights under way.
+    pub flights: Cell<usize>,
+    /// Bytes in them.
+    pub flight_bytes: Cell<u64>,
+    /// Inodes whose runs wait for a flight's end.
+    pub backlog: RefCell<VecDeque<Arc<Inode>>>,
+    /// What is read ahead, the oldest first.
+    pub read_order: RefCell<VecDeque<(Weak<Inode>, u64, u64)>>,
+    /// Bytes in `read_order`.
+    pub read_bytes: Cell<u64>,
+    /// When space was asked for, and the answer.
+    space: Cell<(u64, Space)>,
+    /// Names made in advance of their use by this number.
+    pub unique: Cell<u64>,
+}
+
+impl Shared {
+    /// Nothing known but the root's number.
+    pub fn new(
+        tuning: Tuning,
+        root: DeviceId,
+        stale_pages: std::sync::mpsc::Sender<DeviceId>,
+    ) -> Self {
+        Self {
+            tuning,
+            inodes: InodeTable::default(),
+            root,
+            waiting_bytes: AtomicU64::new(0),
+            handles: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            stale_pages,
+        }
+    }
+
+    /// The inode of that number; the kernel only names what it was told of.
+    pub fn inode(&self, id: DeviceId) -> Outcome<Arc<Inode>> {
+        self.inodes.get(id).ok_or(Errno::STALE)
+    }
+
+    /// The open file or directory of that number.
+    pub fn handle(&self, number: u64) -> Outcome<Arc<Handle>> {
+        let handles = self.handles.lock().expect("no holder panics");
+        handles.get(&number).cloned().ok_or(Errno::BADF)
+    }
+
+    /// A number for something just opened. Counts in the inode's `opens`.
+    pub fn add_handle(&self, inode: Arc<Inode>, flags: i32) -> u64 {
+        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let mut state = inode.state();
+        state.opens += 1;
+        let errors = state.errors();
+        drop(state);
+        let handle = Handle {
+            inode,
+            flags,
+            errors_seen: AtomicU64::new(errors),
+            read_end: AtomicU64::new(0),
+            ahead_end: AtomicU64::new(0),
+            listing: Mutex::default(),
+        };
+        self.handles.lock().expect("no holder panics").insert(number, Arc::new(handle));
+        number
+    }
+
+    /// It was closed. Says what it was, and whether nobody has it open now.
+    pub fn remove_handle(&self, number: u64) -> Option<(Arc<Handle>, bool)> {
+        let handle = self.handles.lock().expect("no holder panics").remove(&number)?;
+        let mut state = handle.inode.state();
+        state.opens -= 1;
+        let last = state.opens == 0;
+        drop(state);
+        Some((handle, last))
+    }
+
+    /// Whether any file is open.
+    pub fn any_file_open(&self) -> bool {
+        let handles = self.handles.lock().expect("no holder panics");
+        handles.values().any(|handle| handle.inode.kind == FileKind::File)
+    }
+
+    /// Whether what was heard then is still believed.
+    pub fn is_fresh(&self, fetched_ms: u64) -> bool {
+        now_ms() < fetched_ms + self.tuning.ttl_ms
+    }
+
+    /// The kernel is to drop its pages of a file, or of a listing.
+    pub fn drop_pages(&self, id: DeviceId) {
+        // No receiver: the mount is ending, and the kernel's pages with it.
+        let _ = self.stale_pages.send(id);
+    }
+}
+
+/// How long the client library tried before an answer of "unreachable"; then `hard` tries again.
+const HARD_PAUSE: Duration = Duration::from_millis(200);
+
+impl<S: Store> Vfs<S> {
+    /// A file system over the store.
+    pub fn new(shared: Arc<Shared>, store: S) -> Rc<Self> {
+        Rc::new(Self {
+            shared,
+            store,
+            room: Notify::new(),
+            flights: Cell::new(0),
+            flight_bytes: Cell::new(0),
+            backlog: RefCell::default(),
+            read_order: RefCell::default(),
+            read_bytes: Cell::new(0),
+            space: Cell::default(),
+            unique: Cell::new(0),
+        })
+    }
+
+    /// Hears of the root; before any other operation.
+    pub async fn begin(&self, root: &GroupLayout) -> Outcome<()> {
+        let record = self.fetch_record(root, root.group()).await?;
+        let (inode, _) = self.shared.inodes.hear(root, record, now_ms());
+        // The kernel never forgets the root.
+        inode.lookups.store(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Asks the owner of a directory's group.
+    pub async fn directory(&self, group: &GroupLayout, op: DirectoryOp) -> Outcome<LccReply> {
+        loop {
+            match self.store.directory(group, op.clone()).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) if self.waits_for(&error) => tokio::time::sleep(HARD_PAUSE).await,
+                Err(error) => return Err(self.tell(&error)),
+            }
+        }
+    }
+
+    /// Asks the owner of a file's group.
+    pub async fn file(
+        &self,
+        group: &GroupLayout,
+        op: FileOp,
+        payload: Payload,
+    ) -> Outcome<(LccReply, Bytes)> {
+        loop {
+            match self.store.file(group, op.clone(), payload.clone()).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) if self.waits_for(&error) => tokio::time::sleep(HARD_PAUSE).await,
+                Err(error) => return Err(self.tell(&error)),
+            }
+        }
+    }
+
+    /// Whether this failure is only a matter of time and the mount waits.
+    fn waits_for(&self, error: &StoreError) -> bool {
+        matches!(error, StoreError::Unreachable { .. }) && !self.shared.tuning.soft
+    }
+
+    fn tell(&self, error: &StoreError) -> Errno {
+        let errno = of_store(error);
+        if errno == Errno::IO {
+            tracing::warn!(%error, "an operation of the mount failed");
+        }
+        errno
+    }
+
+    /// Asks for a record.
+    pub async fn fetch_record(&self, home: &GroupLayout, id: DeviceId) -> Outcome<Attributes> {
+        match self.directory(home, DirectoryOp::GetAttributes { id }).await? {
+            LccReply::Attributes(record) => self.with_length(*record).await,
+            _ => Err(Errno::IO),
+        }
+    }
+
+    /// Looks up the length of a file that is being written elsewhere. Source: N-2.
+    async fn with_length(&self, mut record: Attributes) -> Outcome<Attributes> {
+        if !record.open || record.kind != FileKind::File {
+            return Ok(record);
+        }
+        let known = self.shared.inodes.get(record.id);
+        if known.is_some_and(|inode| inode.state().is_dirty() || inode.state().bytes_unstable) {
+            return Ok(record); // It is this mount that writes.
+        }
+        if let FileData::Device(layout) = &record.data {
+            let (reply, _) = self.file(layout, FileOp::Length, Payload::empty()).await?;
+            if let LccReply::Length(length) = reply {
+                record.size = record.size.max(length);
+            }
+        }
+        Ok(record)
+    }
+
+    /// Makes sure that what is known of the inode is not older than the mount believes.
+    pub async fn refresh(&self, inode: &Arc<Inode>) -> Outcome<()> {
+        let state = inode.state();
+        if state.names != Names::Some || self.shared.is_fresh(state.fetched_ms) {
+            return Ok(());
+        }
+        drop(state);
+        self.refetch(inode).await
+    }
+
+    /// Asks the owner what is known of the inode.
+    pub async fn refetch(&self, inode: &Arc<Inode>) -> Outcome<()> {
+        let record = self.fetch_record(&inode.home, inode.id).await?;
+        self.absorb(inode, record, false);
+        Ok(())
+    }
+
+    /// Makes sure that inline bytes are here, where the record has some.
+    pub async fn ensure_bytes(&self, inode: &Arc<Inode>) -> Outcome<()> {
+        let lacks = inode.state().lacks_bytes();
+        if lacks { self.refetch(inode).await } else { Ok(()) }
+    }
+
+    /// Takes a record in, and has the kernel drop its pages where somebody else changed the bytes.
+    pub fn absorb(&self, inode: &Arc<Inode>, record: Attributes, own_change: bool) {
+        let foreign = inode.state().absorb(record, own_change, now_ms());
+        if foreign && inode.kind == FileKind::File {
+            self.shared.drop_pages(inode.id);
+        }
+    }
+
+    /// The inode of a record that was just heard, counted as told to the kernel.
+    pub fn hear(&self, home: &GroupLayout, record: Attributes) -> Arc<Inode> {
+        let (inode, foreign) = self.shared.inodes.hear(home, record, now_ms());
+        inode.lookups.fetch_add(1, Ordering::Relaxed);
+        if foreign && inode.kind == FileKind::File {
+            self.shared.drop_pages(inode.id);
+        }
+        inode
+    }
+
+    /// A layout for a new device.
+    pub async fn new_device(&self, data_type: DataType) -> Outcome<GroupLayout> {
+        loop {
+            match self.store.new_device(data_type).await {
+                Ok(layout) => return Ok(layout),
+                Err(error) if self.waits_for(&error) => tokio::time::sleep(HARD_PAUSE).await,
+                Err(error) => return Err(self.tell(&error)),
+            }
+        }
+    }
+
+    /// How full the cluster is, asked at most once a second.
+    pub async fn space(&self) -> Outcome<Space> {
+        let (since_ms, space) = self.space.get();
+        if since_ms > 0 && now_ms() < since_ms + 1_000 {
+            return Ok(space);
+        }
+        let space = self.store.space().await.map_err(|error| self.tell(&error))?;
+        self.space.set((now_ms(), space));
+        Ok(space)
+    }
+}

@@ -1,0 +1,530 @@
+//! Writing behind: runs leave as flights, and the record follows.
+//!
+//! # Theory
+//! ```text
+//! write()   copies into a run, and is answered                        FUSE thread
+//! kick      a run is complete, or memory is short, or time is up      client's thread
+//!             -> flights, several at once, none over another
+//! flush     everything written before it is held, then the record     close
+//! fsync     ... and stable
+//! ```
+//! Where a file's bytes are follows its size:
+//! ```text
+//! None --first flush of at most inline_max bytes--> Inline --grows--> Device
+//! None --a run leaves, or more bytes--------------------------------> Device
+//! ```
+//! The record names the device before its first flight leaves; only inline bytes are written to the
+//! device first, so that they are in one of the two at any time.
+//! # Failure
+//! A flight that failed is gone: its error reaches the next write, fsync and close of every handle.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use braid_env::Payload;
+use braid_terms::{DataType, GroupLayout};
+use braid_wire::lcc::{AttributeChanges, DirectoryOp, FileData, FileOp, LccReply, SetTime};
+use bytes::Bytes;
+
+use crate::buffer::{Flight, WriteAt};
+use crate::clock::{now_ms, wall};
+use crate::errno::{Errno, Outcome};
+use crate::inode::{Inode, Names};
+use crate::open::{O_APPEND, O_DSYNC};
+use crate::read::whole_stripes;
+use crate::store::Store;
+use crate::vfs::{Handle, Shared, Vfs};
+
+/// What a FUSE thread made of a write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriteHere {
+    /// It is in memory.
+    Done,
+    /// It is in memory, and something is to leave now.
+    Kick,
+    /// There is no room.
+    Full,
+}
+
+/// Largest size of a file.
+const SIZE_MAX: u64 = i64::MAX as u64;
+
+impl Shared {
+    /// Whether a write through this handle is answered only when it is on its way or stable.
+    pub fn writes_through(&self, handle: &Handle) -> bool {
+        handle.flags & O_DSYNC != 0 || self.tuning.sync
+    }
+
+    /// Takes a write in, if there is room.
+    pub fn write_here(&self, handle: &Handle, at: u64, data: &[u8]) -> Outcome<WriteHere> {
+        let len = data.len() as u64;
+        let waiting = self.waiting_bytes.load(Ordering::Relaxed);
+        if waiting > 0 && waiting + len > self.tuning.write_memory {
+            return Ok(WriteHere::Full);
+        }
+        let mut state = handle.inode.state();
+        state.check_error(&handle.errors_seen)?;
+        let at = if handle.flags & O_APPEND != 0 { state.size } else { at };
+        let end = at.checked_add(len).filter(|end| *end <= SIZE_MAX).ok_or(Errno::FBIG)?;
+        let span = match state.device() {
+            Some(layout) => whole_stripes(self.tuning.write_span, layout),
+            None => self.tuning.write_span,
+        };
+        state.sequence += 1;
+        let sequence = state.sequence;
+        state.drop_chunks(at, end);
+        let before = state.dirty.bytes();
+        let was_dirty = state.is_dirty();
+        let complete =
+            state.dirty.write(WriteAt { at, span, sequence, now_ms: now_ms() }, data);
+        state.has_complete |= complete;
+        let grown = state.dirty.bytes() - before;
+        self.waiting_bytes.fetch_add(grown, Ordering::Relaxed);
+        if end > state.size {
+            state.size = end;
+            state.size_waits = true;
+        }
+        state.mtime_waits = Some(wall());
+        let short = waiting + grown > self.tuning.write_memory / 2;
+        let leaves = !was_dirty || short || complete;
+        if leaves && !state.kicked {
+            state.kicked = true;
+            return Ok(WriteHere::Kick);
+        }
+        Ok(WriteHere::Done)
+    }
+
+    fn freed(&self, bytes: u64) {
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl<S: Store> Vfs<S> {
+    /// Writes; waits for room.
+    pub async fn write(
+        self: &Rc<Self>,
+        handle: &Arc<Handle>,
+        at: u64,
+        data: Bytes,
+    ) -> Outcome<usize> {
+        loop {
+            let room = self.room.notified();
+            match self.shared.write_here(handle, at, &data)? {
+                WriteHere::Done => break,
+                WriteHere::Kick => {
+                    self.kick(&handle.inode);
+                    break;
+                }
+                WriteHere::Full => {
+                    self.send_all();
+                    room.await;
+                }
+            }
+        }
+        if self.shared.writes_through(handle) {
+            let stable = handle.flags & O_DSYNC != 0;
+            self.finish(handle, stable).await?;
+        }
+        Ok(data.len())
+    }
+
+    /// Flushes and reports a failure that the handle has not reported.
+    pub async fn finish(self: &Rc<Self>, handle: &Handle, stable: bool) -> Outcome<()> {
+        let outcome = self.flush(&handle.inode, stable).await;
+        handle.inode.state().check_error(&handle.errors_seen)?;
+        outcome
+    }
+
+    /// A file has bytes to send: complete runs leave now, others when their time is up.
+    pub fn kick(self: &Rc<Self>, inode: &Arc<Inode>) {
+        let (vfs, inode) = (self.clone(), inode.clone());
+        inode.state().kicked = false;
+        tokio::task::spawn_local(async move {
+            vfs.send_complete(&inode).await;
+            vfs.send_late(&inode).await;
+        });
+    }
+
+    async fn send_complete(self: &Rc<Self>, inode: &Arc<Inode>) {
+        let has_complete = std::mem::take(&mut inode.state().has_complete);
+        if has_complete && self.ensure_device(inode).await.is_ok() {
+            self.send_runs(inode, false);
+        }
+    }
+
+    /// Flushes what waits for `write_delay_ms`; one such task per file.
+    async fn send_late(self: &Rc<Self>, inode: &Arc<Inode>) {
+        let delay = self.shared.tuning.write_delay_ms;
+        let late = |since: u64| now_ms() >= since + delay;
+        if inode.state().late_task {
+            return;
+        }
+        inode.state().late_task = true;
+        loop {
+            tokio::time::sleep(std::time::Duration::from_millis(delay / 2 + 1)).await;
+            let (dirty, since) = {
+                let state = inode.state();
+                (state.is_dirty(), state.dirty.since_ms())
+            };
+            if !dirty {
+                break;
+            }
+            if since.is_none_or(late) && self.flush(inode, false).await.is_err() {
+                break; // The handles report it.
+            }
+        }
+        inode.state().late_task = false;
+    }
+
+    /// Memory is short: all files send what they have.
+    fn send_all(self: &Rc<Self>) {
+        for inode in self.shared.inodes.dirty() {
+            let vfs = self.clone();
+            tokio::task::spawn_local(async move {
+                if vfs.ensure_device(&inode).await.is_ok() {
+                    vfs.send_runs(&inode, true);
+                }
+                vfs.room.notify_waiters();
+            });
+        }
+    }
+
+    /// Sends runs that may leave, up to the number of flights. What cannot leave now does so when a
+    /// flight ends.
+    fn send_runs(self: &Rc<Self>, inode: &Arc<Inode>, all: bool) {
+        loop {
+            if self.flights.get() >= self.shared.tuning.flights_max
+                || self.flight_bytes.get() >= self.shared.tuning.flight_bytes
+            {
+                let mut backlog = self.backlog.borrow_mut();
+                if !backlog.iter().any(|waiting| Arc::ptr_eq(waiting, inode)) {
+                    backlog.push_back(inode.clone());
+                }
+                return;
+            }
+            let mut state = inode.state();
+            let Some(layout) = state.device().cloned() else { return };
+            let span = whole_stripes(self.shared.tuning.write_span, &layout);
+            let busy: Vec<(u64, u64)> = state.flights.iter().map(|f| (f.start, f.end())).collect();
+            let taken = state.dirty.take_first(|start, end| {
+                let free = !busy.iter().any(|(from, to)| *from < end && *to > start);
+                free && (all || end.is_multiple_of(span))
+            });
+            let Some(flight) = taken else { return };
+            let fresh = std::mem::take(&mut state.fresh);
+            let (start, len) = (flight.start, flight.len);
+            let payload = pieces(&flight);
+            state.flights.push(flight);
+            state.bytes_unstable = true;
+            drop(state);
+            self.flights.set(self.flights.get() + 1);
+            self.flight_bytes.set(self.flight_bytes.get() + len);
+            let (vfs, inode) = (self.clone(), inode.clone());
+            tokio::task::spawn_local(async move {
+                let op = FileOp::Write {
+                    at: start,
+                    home: inode.home.group(),
+                    fresh,
+                    stable: false,
+                    append: false,
+                };
+                let outcome = vfs.file(&layout, op, payload).await;
+                vfs.landed(&inode, start, len, outcome.map(drop), all);
+            });
+        }
+    }
+
+    /// A flight was answered.
+    fn landed(
+        self: &Rc<Self>,
+        inode: &Arc<Inode>,
+        start: u64,
+        len: u64,
+        outcome: Outcome<()>,
+        all: bool,
+    ) {
+        {
+            let mut state = inode.state();
+            state.flights.retain(|flight| flight.start != start);
+            state.note_change(start, start + len);
+            if let Err(error) = outcome {
+                state.note_error(error);
+            }
+        }
+        self.shared.freed(len);
+        self.flights.set(self.flights.get() - 1);
+        self.flight_bytes.set(self.flight_bytes.get() - len);
+        inode.progress.notify_waiters();
+        self.room.notify_waiters();
+        self.send_runs(inode, all);
+        let waiting: Vec<_> = self.backlog.borrow_mut().drain(..).collect();
+        for inode in waiting {
+            self.send_runs(&inode, true);
+        }
+    }
+
+    /// Makes all that was written before held, and the record with it; `stable` waits for the media.
+    pub async fn flush(self: &Rc<Self>, inode: &Arc<Inode>, stable: bool) -> Outcome<()> {
+        let names = inode.state().names;
+        if names != Names::Some {
+            return Ok(()); // Nobody can ever read it after this mount.
+        }
+        if !self.flush_inline(inode, stable).await? {
+            self.flush_device(inode).await?;
+            self.flush_record(inode, stable).await?;
+        }
+        if stable { self.sync(inode).await } else { Ok(()) }
+    }
+
+    /// A small file goes into its record in one write. Says whether it did.
+    async fn flush_inline(self: &Rc<Self>, inode: &Arc<Inode>, stable: bool) -> Outcome<bool> {
+        let _structure = inode.structure.lock().await;
+        self.ensure_bytes(inode).await?;
+        let (bytes, mtime, sent) = {
+            let mut state = inode.state();
+            let fits = state.device().is_none() && state.size <= self.shared.tuning.inline_max;
+            if !fits || !state.flights.is_empty() {
+                return Ok(false);
+            }
+            if !state.is_dirty() {
+                return Ok(true);
+            }
+            let size = state.size;
+            let bytes = state.compose(0, size, None);
+            let sent = state.dirty.take_all();
+            let sent_bytes: u64 = sent.iter().map(|flight| flight.len).sum();
+            state.flights.extend(sent);
+            (bytes, state.mtime_waits, sent_bytes)
+        };
+        let size = bytes.len() as u64;
+        let data = if size == 0 { FileData::None } else { FileData::Inline(bytes) };
+        let changes = AttributeChanges {
+            data: Some((data, size)),
+            size_exact: true,
+            open: Some(false),
+            mtime: mtime.map(SetTime::To),
+            ..AttributeChanges::default()
+        };
+        let outcome = self.set_record(&inode.home, inode.id, changes, stable).await;
+        let foreign = {
+            let mut state = inode.state();
+            state.flights.clear();
+            state.record_waits_no_more(size, mtime);
+            state.record_unstable = !stable;
+            match &outcome {
+                Ok(record) => state.absorb(record.clone(), true, now_ms()),
+                Err(error) => {
+                    state.note_error(*error);
+                    false
+                }
+            }
+        };
+        self.shared.freed(sent);
+        self.room.notify_waiters();
+        inode.progress.notify_waiters();
+        if foreign {
+            self.shared.drop_pages(inode.id);
+        }
+        outcome.map(|_| true)
+    }
+
+    /// Sends everything written before, and waits until it is held.
+    pub async fn flush_device(self: &Rc<Self>, inode: &Arc<Inode>) -> Outcome<()> {
+        let (until, nothing) = {
+            let state = inode.state();
+            (state.sequence, state.dirty.is_empty() && state.flights.is_empty())
+        };
+        if nothing {
+            return Ok(());
+        }
+        self.ensure_device(inode).await?;
+        loop {
+            let progress = inode.progress.notified();
+            self.send_runs(inode, true);
+            {
+                let state = inode.state();
+                let flying = state.flights.iter().any(|flight| flight.sequence <= until);
+                if !flying && !state.dirty.has_until(until) {
+                    return Ok(());
+                }
+            }
+            progress.await;
+        }
+    }
+
+    /// Brings size and time in the record up to date.
+    async fn flush_record(&self, inode: &Arc<Inode>, stable: bool) -> Outcome<()> {
+        let (changes, size, mtime) = {
+            let state = inode.state();
+            if state.mtime_waits.is_none() && !state.size_waits {
+                return Ok(());
+            }
+            let size = state.size;
+            let quiet = state.dirty.is_empty() && state.flights.is_empty();
+            let changes = AttributeChanges {
+                mtime: state.mtime_waits.map(SetTime::To),
+                size: state.size_waits.then_some(size),
+                open: (quiet && state.record.open).then_some(false),
+                ..AttributeChanges::default()
+            };
+            (changes, size, state.mtime_waits)
+        };
+        match self.set_record(&inode.home, inode.id, changes, stable).await {
+            Ok(record) => {
+                {
+                    let mut state = inode.state();
+                    state.record_waits_no_more(size, mtime);
+                    state.record_unstable = !stable;
+                }
+                self.absorb(inode, record, true);
+                Ok(())
+            }
+            Err(error) => {
+                inode.state().note_error(error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until what is held of the file is stable. Source: W-9.
+    async fn sync(&self, inode: &Arc<Inode>) -> Outcome<()> {
+        let (device, record) = {
+            let mut state = inode.state();
+            let bytes_unstable = std::mem::take(&mut state.bytes_unstable);
+            let device = state.device().filter(|_| bytes_unstable).cloned();
+            (device, std::mem::take(&mut state.record_unstable))
+        };
+        let bytes = async {
+            match device {
+                Some(layout) => {
+                    self.file(&layout, FileOp::Sync, Payload::empty()).await.map(drop)
+                }
+                None => Ok(()),
+            }
+        };
+        let names = async {
+            if record { self.directory(&inode.home, DirectoryOp::Sync).await.map(drop) } else { Ok(()) }
+        };
+        let (bytes, names) = futures_util::future::join(bytes, names).await;
+        let outcome = bytes.and(names);
+        if let Err(error) = outcome {
+            let mut state = inode.state();
+            state.note_error(error);
+            state.bytes_unstable = true;
+            state.record_unstable = true;
+        }
+        outcome
+    }
+
+    /// Makes what was made in a directory stable.
+    pub async fn sync_directory(&self, inode: &Inode) -> Outcome<()> {
+        self.directory(&inode.home, DirectoryOp::Sync).await.map(drop)
+    }
+
+    /// Gives the file a device, if it has none.
+    pub async fn ensure_device(&self, inode: &Arc<Inode>) -> Outcome<()> {
+        if inode.state().device().is_some() {
+            return Ok(());
+        }
+        let _structure = inode.structure.lock().await;
+        let outcome = self.promote(inode).await;
+        if let Err(error) = outcome {
+            // Nothing can be sent: what waits is lost, as after a failed flight.
+            inode.state().note_error(error);
+            self.discard(inode);
+        }
+        outcome
+    }
+
+    /// See `ensure_device`; `structure` is held.
+    pub async fn promote(&self, inode: &Arc<Inode>) -> Outcome<()> {
+        self.ensure_bytes(inode).await?;
+        let inline = {
+            let state = inode.state();
+            match &state.record.data {
+                FileData::Device(_) => return Ok(()),
+                FileData::Inline(bytes) => bytes.clone(),
+                FileData::None => Bytes::new(),
+            }
+        };
+        let layout = self.new_device(DataType::File).await?;
+        let size = inode.state().record.size;
+        if !inline.is_empty() {
+            self.write_inline(inode, &layout, inline.clone()).await?;
+        }
+        let changes = AttributeChanges {
+            data: Some((FileData::Device(layout), size)),
+            open: Some(true),
+            ..AttributeChanges::default()
+        };
+        self.change_record(inode, changes, false).await?;
+        let mut state = inode.state();
+        state.fresh = inline.is_empty();
+        state.bytes_unstable = true;
+        Ok(())
+    }
+
+    async fn write_inline(
+        &self,
+        inode: &Inode,
+        layout: &GroupLayout,
+        bytes: Bytes,
+    ) -> Outcome<()> {
+        let op = FileOp::Write {
+            at: 0,
+            home: inode.home.group(),
+            fresh: true,
+            stable: false,
+            append: false,
+        };
+        match self.file(layout, op, Payload::from(bytes)).await? {
+            (LccReply::Written { .. }, _) => Ok(()),
+            _ => Err(Errno::IO),
+        }
+    }
+
+    /// Drops what waits: the file is gone, or it cannot be sent.
+    pub fn discard(&self, inode: &Inode) {
+        let mut state = inode.state();
+        let before = state.dirty.bytes();
+        state.dirty.punch(0, u64::MAX);
+        state.mtime_waits = None;
+        state.size_waits = false;
+        if state.flights.is_empty() {
+            state.size = state.record.size;
+        }
+        drop(state);
+        self.shared.freed(before);
+        self.room.notify_waiters();
+        inode.progress.notify_waiters();
+    }
+
+    /// Drops written bytes of `from..to` that were not sent.
+    pub fn discard_range(&self, inode: &Inode, from: u64, to: u64) {
+        let mut state = inode.state();
+        let before = state.dirty.bytes();
+        state.dirty.punch(from, to);
+        let gone = before - state.dirty.bytes();
+        drop(state);
+        self.shared.freed(gone);
+        self.room.notify_waiters();
+    }
+
+    /// Waits until no flight of the file is under way.
+    pub async fn land(&self, inode: &Inode) {
+        loop {
+            let progress = inode.progress.notified();
+            if inode.state().flights.is_empty() {
+                return;
+            }
+            progress.await;
+        }
+    }
+}
+
+fn pieces(flight: &Flight) -> Payload {
+    let mut payload = Payload::empty();
+    flight.pieces.iter().for_each(|piece| payload.push(piece.clone()));
+    payload
+}
