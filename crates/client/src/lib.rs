@@ -24,6 +24,7 @@
 mod cluster_file;
 mod error;
 mod file;
+mod inode;
 mod layouts;
 mod namespace;
 mod node;
@@ -36,6 +37,7 @@ pub use braid_wire::lcc::{AttributeChanges, Attributes, FileData, FileKind, File
 pub use cluster_file::{ClusterFile, ClusterFileError, ServerEntry};
 pub use error::Error;
 pub use file::{File, FileReader};
+pub use inode::ClusterSpace;
 pub use namespace::{Client, ClientOptions, DirectoryLister, ListedEntry};
 pub use node::{Directory, EntryAttributes, Node, RenameOptions};
 pub use path::StorePath;

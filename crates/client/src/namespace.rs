@@ -130,6 +130,10 @@ impl Client {
         Ok(Self(inner))
     }
 
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
     pub(crate) fn from_inner(inner: Rc<Inner>) -> Self {
         Self(inner)
     }

@@ -11,12 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = PathBuf::from(arguments.next().ok_or("which directory?")?);
     let options: Vec<String> = arguments.filter(|argument| argument != "-o").collect();
     let flags = Flags::parse(options.iter().map(String::as_str))?;
-    let mounted = Mounted::start(
-        |_| async { Ok(MemoryStore::default()) },
-        "memory",
-        &directory,
-        &flags,
-    )?;
+    let mounted =
+        Mounted::start(|_| async { Ok(MemoryStore::default()) }, "memory", &directory, &flags)?;
     mounted.wait(|| false)?;
     Ok(())
 }

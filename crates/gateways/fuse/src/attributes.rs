@@ -166,8 +166,7 @@ impl<S: Store> Vfs<S> {
         check_xattr_name(&name)?;
         let inode = self.shared.inode(id)?;
         self.refresh(&inode).await?;
-        let value = find_xattr(&inode.state().record, &name);
-        value
+        find_xattr(&inode.state().record, &name)
     }
 
     /// Names of the extended attributes, each with a NUL behind it.
@@ -224,8 +223,7 @@ impl<S: Store> Vfs<S> {
         let inode = self.shared.inode(id)?;
         self.refetch(&inode).await?;
         find_xattr(&inode.state().record, &name)?;
-        let changes =
-            AttributeChanges { remove_xattrs: vec![name], ..AttributeChanges::default() };
+        let changes = AttributeChanges { remove_xattrs: vec![name], ..AttributeChanges::default() };
         self.change_record(&inode, changes, false).await
     }
 }

@@ -88,7 +88,8 @@ impl DirtyRuns {
         let complete = at / to.span < (at + data.len() as u64) / to.span;
         while !data.is_empty() {
             let room = to.span - at % to.span;
-            let (part, rest) = data.split_at(data.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+            let (part, rest) =
+                data.split_at(data.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
             self.write_within(WriteAt { at, ..to }, part);
             at += part.len() as u64;
             data = rest;
@@ -213,7 +214,11 @@ impl DirtyRuns {
     /// Whether anything in `from..to` waits.
     pub fn overlaps(&self, from: u64, to: u64) -> bool {
         self.runs.range(from..to).next().is_some()
-            || self.runs.range(..from).next_back().is_some_and(|(start, run)| start + run.len > from)
+            || self
+                .runs
+                .range(..from)
+                .next_back()
+                .is_some_and(|(start, run)| start + run.len > from)
     }
 }
 
@@ -317,12 +322,7 @@ pub fn overlay_bytes(start: u64, bytes: &[u8], at: u64, out: &mut [u8]) {
     }
 }
 
-fn overlay_pieces<'a>(
-    start: u64,
-    pieces: impl Iterator<Item = &'a [u8]>,
-    at: u64,
-    out: &mut [u8],
-) {
+fn overlay_pieces<'a>(start: u64, pieces: impl Iterator<Item = &'a [u8]>, at: u64, out: &mut [u8]) {
     let mut place = start;
     for piece in pieces {
         overlay_bytes(place, piece, at, out);

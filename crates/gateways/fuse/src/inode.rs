@@ -288,7 +288,11 @@ impl State {
 
     /// Reports a failure that the handle has not yet reported.
     pub fn check_error(&self, seen: &AtomicU64) -> Outcome<()> {
-        if seen.swap(self.errors, Ordering::Relaxed) == self.errors { Ok(()) } else { Err(self.error) }
+        if seen.swap(self.errors, Ordering::Relaxed) == self.errors {
+            Ok(())
+        } else {
+            Err(self.error)
+        }
     }
 
     /// Bytes at the owner changed in `from..to`.

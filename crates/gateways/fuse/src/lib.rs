@@ -23,6 +23,7 @@ mod attributes;
 mod bridge;
 mod buffer;
 mod clock;
+mod cluster;
 mod errno;
 mod inode;
 mod listing;
@@ -39,5 +40,6 @@ pub mod store;
 mod vfs;
 mod write;
 
+pub use cluster::{ClusterStore, mount, serve, start};
 pub use mount::{Flags, MountError, MountOptions, Mounted};
 pub use vfs::Tuning;

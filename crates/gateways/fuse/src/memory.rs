@@ -202,7 +202,8 @@ fn record(id: DeviceId, new: NewAttributes) -> Attributes {
 impl Inner {
     fn directory(&mut self, id: DeviceId, op: DirectoryOp) -> Answer {
         if let DirectoryOp::Begin { attributes, parent, .. } = op {
-            let mut made = Directory { next_cookie: 1, parent: Some(parent), ..Directory::default() };
+            let mut made =
+                Directory { next_cookie: 1, parent: Some(parent), ..Directory::default() };
             made.records.insert(id, record(id, attributes));
             self.directories.insert(id, made);
             return self.own(id);
@@ -243,11 +244,18 @@ impl Directory {
                 let entry = self.names.get(&name).cloned().ok_or(LccRefusal::NotFound)?;
                 Ok(self.entry_reply(entry, None))
             }
-            DirectoryOp::List { after, limit, attributes } => Ok(self.list(after, limit, attributes)),
+            DirectoryOp::List { after, limit, attributes } => {
+                Ok(self.list(after, limit, attributes))
+            }
             DirectoryOp::Create { name, attributes, if_exists, .. } => {
                 self.check_live()?;
-                let entry =
-                    DirectoryEntry { name, id: new_id, kind: attributes.kind, home: None, cookie: 0 };
+                let entry = DirectoryEntry {
+                    name,
+                    id: new_id,
+                    kind: attributes.kind,
+                    home: None,
+                    cookie: 0,
+                };
                 if let Some(old) = self.names.get(&entry.name) {
                     check_replace(&entry, old, if_exists, None)?;
                 }

@@ -222,8 +222,7 @@ impl<S: Store> Mounted<S> {
         let (client, bridge) = start_client(make, flags.tuning.clone(), stale_pages)?;
         let front = Front::new(bridge.clone());
         let refused = |error| MountError::Refused { directory: directory.to_owned(), error };
-        let mut session =
-            Session::new(front, directory, &flags.config(name)).map_err(refused)?;
+        let mut session = Session::new(front, directory, &flags.config(name)).map_err(refused)?;
         let unmounter = session.unmount_callable();
         start_pages(session.notifier(), stale, &bridge.shared)?;
         let (end, ended) = mpsc::channel();
@@ -405,10 +404,7 @@ fn set_read_ahead(directory: &Path) {
     });
     if let Some(device) = device {
         let kib = REQUEST_MAX >> 10;
-        let _ = std::fs::write(
-            format!("/sys/class/bdi/{device}/read_ahead_kb"),
-            kib.to_string(),
-        );
+        let _ = std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kib.to_string());
     }
 }
 

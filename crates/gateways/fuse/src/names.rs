@@ -143,12 +143,7 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Makes a file, link, pipe, socket, node or directory. `EEXIST` where the name is taken.
-    pub async fn make(
-        &self,
-        parent: DeviceId,
-        name: Bytes,
-        node: NewNode,
-    ) -> Outcome<Arc<Inode>> {
+    pub async fn make(&self, parent: DeviceId, name: Bytes, node: NewNode) -> Outcome<Arc<Inode>> {
         check_name(&name)?;
         if node.target.as_ref().is_some_and(|target| target.len() > SYMLINK_MAX) {
             return Err(Errno::NAMETOOLONG);

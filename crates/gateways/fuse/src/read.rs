@@ -99,7 +99,12 @@ impl Shared {
 
 impl<S: Store> Vfs<S> {
     /// Reads.
-    pub async fn read(self: &Rc<Self>, handle: &Arc<Handle>, at: u64, len: usize) -> Outcome<Bytes> {
+    pub async fn read(
+        self: &Rc<Self>,
+        handle: &Arc<Handle>,
+        at: u64,
+        len: usize,
+    ) -> Outcome<Bytes> {
         let inode = &handle.inode;
         loop {
             let progress = inode.progress.notified();
@@ -167,11 +172,7 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Fetches a unit; says whether it is kept.
-    async fn fetch_unit(
-        &self,
-        inode: &Arc<Inode>,
-        unit: (GroupLayout, u64, u64),
-    ) -> Outcome<bool> {
+    async fn fetch_unit(&self, inode: &Arc<Inode>, unit: (GroupLayout, u64, u64)) -> Outcome<bool> {
         let (layout, from, to) = unit;
         let fetch = inode.state().begin_fetch(from, to);
         let outcome = self.fetch(&layout, from, to).await;

@@ -388,14 +388,7 @@ impl<S: Store> fuser::Filesystem for Front<S> {
         });
     }
 
-    fn link(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        parent: INodeNo,
-        name: &OsStr,
-        reply: ReplyEntry,
-    ) {
+    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (id, parent, name) = (self.id(ino), self.id(parent), to_bytes(name));
         self.bridge.run(move |vfs| async move {
             let outcome = vfs.link(id, parent, name).await;
@@ -434,13 +427,8 @@ impl<S: Store> fuser::Filesystem for Front<S> {
         reply: ReplyCreate,
     ) {
         let (parent, name) = (self.id(parent), to_bytes(name));
-        let node = NewNode {
-            kind: FileKind::File,
-            mode,
-            rdev: 0,
-            target: None,
-            caller: caller(request),
-        };
+        let node =
+            NewNode { kind: FileKind::File, mode, rdev: 0, target: None, caller: caller(request) };
         self.bridge.run(move |vfs| async move {
             match vfs.create(parent, name, node, flags).await {
                 Ok((inode, opened)) => {
@@ -528,14 +516,7 @@ impl<S: Store> fuser::Filesystem for Front<S> {
         });
     }
 
-    fn flush(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        _: LockOwner,
-        reply: ReplyEmpty,
-    ) {
+    fn flush(&self, _: &Request, _: INodeNo, number: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         let handle = match self.shared().handle(number.0) {
             Ok(handle) => handle,
             Err(error) => return reply.error(fuse_errno(error)),
@@ -568,14 +549,7 @@ impl<S: Store> fuser::Filesystem for Front<S> {
         self.bridge.run(move |vfs| async move { vfs.release(number.0).await });
     }
 
-    fn fsync(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn fsync(&self, _: &Request, _: INodeNo, number: FileHandle, _: bool, reply: ReplyEmpty) {
         let handle = match self.shared().handle(number.0) {
             Ok(handle) => handle,
             Err(error) => return reply.error(fuse_errno(error)),
@@ -676,14 +650,7 @@ impl<S: Store> fuser::Filesystem for Front<S> {
         reply.ok();
     }
 
-    fn fsyncdir(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn fsyncdir(&self, _: &Request, _: INodeNo, number: FileHandle, _: bool, reply: ReplyEmpty) {
         let handle = match self.shared().handle(number.0) {
             Ok(handle) => handle,
             Err(error) => return reply.error(fuse_errno(error)),

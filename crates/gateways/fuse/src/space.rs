@@ -12,6 +12,7 @@ use crate::errno::{Errno, Outcome};
 use crate::inode::Inode;
 use crate::store::Store;
 use crate::vfs::{Handle, Vfs};
+use crate::write::home_device;
 
 /// What `fallocate` does with a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,11 +69,19 @@ impl<S: Store> Vfs<S> {
                 let mut resized = bytes.to_vec();
                 resized.resize(size as usize, 0);
                 let data = FileData::Inline(Bytes::from(resized));
-                AttributeChanges { data: Some((data, size)), size_exact: true, ..Self::changed_now() }
+                AttributeChanges {
+                    data: Some((data, size)),
+                    size_exact: true,
+                    ..Self::changed_now()
+                }
             }
             _ if size > 0 => {
                 let zeros = FileData::Inline(Bytes::from(vec![0; size as usize]));
-                AttributeChanges { data: Some((zeros, size)), size_exact: true, ..Self::changed_now() }
+                AttributeChanges {
+                    data: Some((zeros, size)),
+                    size_exact: true,
+                    ..Self::changed_now()
+                }
             }
             _ => AttributeChanges {
                 data: Some((FileData::None, 0)),
@@ -98,7 +107,10 @@ impl<S: Store> Vfs<S> {
     }
 
     fn changed_now() -> AttributeChanges {
-        AttributeChanges { mtime: Some(SetTime::To(crate::clock::wall())), ..AttributeChanges::default() }
+        AttributeChanges {
+            mtime: Some(SetTime::To(crate::clock::wall())),
+            ..AttributeChanges::default()
+        }
     }
 
     async fn truncate_device(
@@ -107,9 +119,28 @@ impl<S: Store> Vfs<S> {
         layout: &GroupLayout,
         length: u64,
     ) -> Outcome<()> {
-        let op = FileOp::Truncate { length, home: inode.home.group() };
+        let home = home_device(&inode.home);
         inode.state().bytes_unstable = true;
-        self.file(layout, op, Payload::empty()).await.map(drop)
+        let op = FileOp::Truncate { length, home };
+        match self.file(layout, op, Payload::empty()).await {
+            Ok(_) => Ok(()),
+            // Nobody wrote to it yet.
+            Err(Errno::NOENT) if length == 0 => Ok(()),
+            Err(Errno::NOENT) => {
+                let op = FileOp::Write {
+                    at: length - 1,
+                    home,
+                    fresh: true,
+                    stable: false,
+                    append: false,
+                };
+                let last = Payload::from(Bytes::from_static(&[0]));
+                self.file(layout, op, last).await?;
+                inode.state().fresh = false;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// `fallocate`.
@@ -151,7 +182,11 @@ impl<S: Store> Vfs<S> {
                 bytes[(from as usize).min(end)..end].fill(0);
                 let size = bytes.len() as u64;
                 let data = FileData::Inline(bytes.into());
-                AttributeChanges { data: Some((data, size)), size_exact: true, ..Self::changed_now() }
+                AttributeChanges {
+                    data: Some((data, size)),
+                    size_exact: true,
+                    ..Self::changed_now()
+                }
             }
             FileData::Device(layout) => {
                 inode.state().bytes_unstable = true;
@@ -171,12 +206,7 @@ impl<S: Store> Vfs<S> {
     }
 
     /// The next place with data, or without.
-    pub async fn seek(
-        self: &Rc<Self>,
-        handle: &Handle,
-        at: u64,
-        sought: Sought,
-    ) -> Outcome<u64> {
+    pub async fn seek(self: &Rc<Self>, handle: &Handle, at: u64, sought: Sought) -> Outcome<u64> {
         let inode = &handle.inode;
         self.finish(handle, false).await?;
         let (size, device) = {

@@ -301,9 +301,11 @@ impl<S: Store> Vfs<S> {
             return Ok(record); // It is this mount that writes.
         }
         if let FileData::Device(layout) = &record.data {
-            let (reply, _) = self.file(layout, FileOp::Length, Payload::empty()).await?;
-            if let LccReply::Length(length) = reply {
-                record.size = record.size.max(length);
+            match self.file(layout, FileOp::Length, Payload::empty()).await {
+                Ok((LccReply::Length(length), _)) => record.size = record.size.max(length),
+                Ok(_) => return Err(Errno::IO),
+                Err(Errno::NOENT) => {} // Nobody wrote to it yet.
+                Err(error) => return Err(error),
             }
         }
         Ok(record)
@@ -311,12 +313,11 @@ impl<S: Store> Vfs<S> {
 
     /// Makes sure that what is known of the inode is not older than the mount believes.
     pub async fn refresh(&self, inode: &Arc<Inode>) -> Outcome<()> {
-        let state = inode.state();
-        if state.names != Names::Some || self.shared.is_fresh(state.fetched_ms) {
-            return Ok(());
-        }
-        drop(state);
-        self.refetch(inode).await
+        let known = {
+            let state = inode.state();
+            state.names != Names::Some || self.shared.is_fresh(state.fetched_ms)
+        };
+        if known { Ok(()) } else { self.refetch(inode).await }
     }
 
     /// Asks the owner what is known of the inode.

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use braid_env::Payload;
-use braid_terms::{DataType, GroupLayout};
+use braid_terms::{DataType, DeviceId, GroupLayout};
 use braid_wire::lcc::{AttributeChanges, DirectoryOp, FileData, FileOp, LccReply, SetTime};
 use bytes::Bytes;
 
@@ -76,8 +76,7 @@ impl Shared {
         state.drop_chunks(at, end);
         let before = state.dirty.bytes();
         let was_dirty = state.is_dirty();
-        let complete =
-            state.dirty.write(WriteAt { at, span, sequence, now_ms: now_ms() }, data);
+        let complete = state.dirty.write(WriteAt { at, span, sequence, now_ms: now_ms() }, data);
         state.has_complete |= complete;
         let grown = state.dirty.bytes() - before;
         self.waiting_bytes.fetch_add(grown, Ordering::Relaxed);
@@ -212,7 +211,7 @@ impl<S: Store> Vfs<S> {
                 free && (all || end.is_multiple_of(span))
             });
             let Some(flight) = taken else { return };
-            let fresh = std::mem::take(&mut state.fresh);
+            let fresh = state.fresh;
             let (start, len) = (flight.start, flight.len);
             let payload = pieces(&flight);
             state.flights.push(flight);
@@ -224,14 +223,33 @@ impl<S: Store> Vfs<S> {
             tokio::task::spawn_local(async move {
                 let op = FileOp::Write {
                     at: start,
-                    home: inode.home.group(),
+                    home: home_device(&inode.home),
                     fresh,
                     stable: false,
                     append: false,
                 };
-                let outcome = vfs.file(&layout, op, payload).await;
-                vfs.landed(&inode, start, len, outcome.map(drop), all);
+                let outcome = vfs.write_device(&layout, op, payload).await;
+                vfs.landed(&inode, start, len, outcome, all);
             });
+        }
+    }
+
+    /// Writes to a device. Where no portion knows it, nobody wrote to it yet, although a record names
+    /// it: then it is made by this write.
+    pub async fn write_device(
+        &self,
+        layout: &GroupLayout,
+        mut op: FileOp,
+        payload: Payload,
+    ) -> Outcome<()> {
+        match self.file(layout, op.clone(), payload.clone()).await {
+            Err(Errno::NOENT) => {
+                if let FileOp::Write { fresh, .. } = &mut op {
+                    *fresh = true;
+                }
+                self.file(layout, op, payload).await.map(drop)
+            }
+            outcome => outcome.map(drop),
         }
     }
 
@@ -248,8 +266,9 @@ impl<S: Store> Vfs<S> {
             let mut state = inode.state();
             state.flights.retain(|flight| flight.start != start);
             state.note_change(start, start + len);
-            if let Err(error) = outcome {
-                state.note_error(error);
+            match outcome {
+                Ok(()) => state.fresh = false,
+                Err(error) => state.note_error(error),
             }
         }
         self.shared.freed(len);
@@ -397,14 +416,20 @@ impl<S: Store> Vfs<S> {
         };
         let bytes = async {
             match device {
-                Some(layout) => {
-                    self.file(&layout, FileOp::Sync, Payload::empty()).await.map(drop)
-                }
+                Some(layout) => match self.file(&layout, FileOp::Sync, Payload::empty()).await {
+                    // Nobody wrote to it yet.
+                    Ok(_) | Err(Errno::NOENT) => Ok(()),
+                    Err(error) => Err(error),
+                },
                 None => Ok(()),
             }
         };
         let names = async {
-            if record { self.directory(&inode.home, DirectoryOp::Sync).await.map(drop) } else { Ok(()) }
+            if record {
+                self.directory(&inode.home, DirectoryOp::Sync).await.map(drop)
+            } else {
+                Ok(())
+            }
         };
         let (bytes, names) = futures_util::future::join(bytes, names).await;
         let outcome = bytes.and(names);
@@ -465,15 +490,10 @@ impl<S: Store> Vfs<S> {
         Ok(())
     }
 
-    async fn write_inline(
-        &self,
-        inode: &Inode,
-        layout: &GroupLayout,
-        bytes: Bytes,
-    ) -> Outcome<()> {
+    async fn write_inline(&self, inode: &Inode, layout: &GroupLayout, bytes: Bytes) -> Outcome<()> {
         let op = FileOp::Write {
             at: 0,
-            home: inode.home.group(),
+            home: home_device(&inode.home),
             fresh: true,
             stable: false,
             append: false,
@@ -521,6 +541,11 @@ impl<S: Store> Vfs<S> {
             progress.await;
         }
     }
+}
+
+/// What the portions' headers name as home: the meta-data device. Source: F-9.
+pub(crate) fn home_device(home: &GroupLayout) -> DeviceId {
+    home.devices.last().copied().unwrap_or_default()
 }
 
 fn pieces(flight: &Flight) -> Payload {

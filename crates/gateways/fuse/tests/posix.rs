@@ -4,7 +4,9 @@ mod common;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{
+    FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink,
+};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -96,8 +98,7 @@ fn appends_and_truncating_opens() {
     mount!(_store, mount);
     let path = mount.path("log");
     for round in 0..50 {
-        let mut file =
-            OpenOptions::new().append(true).create(true).open(&path).expect("it opens");
+        let mut file = OpenOptions::new().append(true).create(true).open(&path).expect("it opens");
         writeln!(file, "line {round:03}").expect("it is appended");
     }
     let text = fs::read_to_string(&path).expect("it is read");

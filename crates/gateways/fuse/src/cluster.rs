@@ -1,0 +1,118 @@
+//! The cluster as the mount's store: the client library.
+
+use std::path::Path;
+
+use braid_client::{Client, ClientOptions, ClusterFile, Error};
+use braid_env::{Env, Payload};
+use braid_terms::{DataType, GroupLayout, PolicyQuestion};
+use braid_wire::lcc::{DirectoryOp, FileOp, LccReply, OperationId};
+use bytes::Bytes;
+
+use crate::errno::Errno;
+use crate::mount::{Flags, MountError, MountOptions, Mounted};
+use crate::store::{Space, Store, StoreError};
+
+/// A cluster.
+pub struct ClusterStore {
+    client: Client,
+}
+
+impl ClusterStore {
+    /// Reaches the cluster.
+    pub async fn connect(env: Env, file: &ClusterFile) -> Result<Self, StoreError> {
+        let options = ClientOptions::default();
+        let client = Client::connect_with(env, file, options).await.map_err(store_error)?;
+        Ok(Self { client })
+    }
+}
+
+fn store_error(error: Error) -> StoreError {
+    match &error {
+        Error::Unavailable { .. } => StoreError::Unreachable { reason: error.to_string() },
+        // Somebody was faster: callers look again.
+        Error::Conflict { .. } => StoreError::Refused(Errno::STALE),
+        other => StoreError::Refused(Errno::from_raw_os_error(other.errno())),
+    }
+}
+
+impl Store for ClusterStore {
+    async fn root(&self) -> Result<GroupLayout, StoreError> {
+        Ok(self.client.root().layout().clone())
+    }
+
+    async fn directory(
+        &self,
+        group: &GroupLayout,
+        op: DirectoryOp,
+    ) -> Result<LccReply, StoreError> {
+        self.client.directory_op(group, op).await.map_err(store_error)
+    }
+
+    async fn file(
+        &self,
+        group: &GroupLayout,
+        op: FileOp,
+        payload: Payload,
+    ) -> Result<(LccReply, Bytes), StoreError> {
+        self.client.file_op(group, op, payload).await.map_err(store_error)
+    }
+
+    async fn new_device(&self, data_type: DataType) -> Result<GroupLayout, StoreError> {
+        let question = PolicyQuestion::default();
+        self.client.new_layout(data_type, &question).await.map_err(store_error)
+    }
+
+    fn operation(&self) -> OperationId {
+        self.client.operation()
+    }
+
+    async fn space(&self) -> Result<Space, StoreError> {
+        let space = self.client.space().await.map_err(store_error)?;
+        Ok(Space { total: space.total, free: space.free })
+    }
+}
+
+fn read_cluster_file(path: &Path) -> Result<ClusterFile, MountError> {
+    let bad = |reason: String| MountError::ClusterFile { file: path.to_owned(), reason };
+    let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
+    ClusterFile::parse(&text).map_err(|error| bad(error.to_string()))
+}
+
+/// Mounts a cluster; returns when it serves.
+pub fn start(options: &MountOptions) -> Result<Mounted<ClusterStore>, MountError> {
+    let file = read_cluster_file(&options.cluster_file)?;
+    let flags = Flags::parse(options.options.iter().map(String::as_str))?;
+    let name = options.cluster_file.to_string_lossy().into_owned();
+    let make = move |env| async move { ClusterStore::connect(env, &file).await };
+    Mounted::start(make, &name, &options.directory, &flags)
+}
+
+/// Mounts a cluster and serves until it is unmounted, by `umount` or by SIGINT or SIGTERM.
+pub fn mount(options: &MountOptions) -> Result<(), MountError> {
+    serve(start(options)?)
+}
+
+/// Serves until it is unmounted, by `umount` or by SIGINT or SIGTERM.
+pub fn serve<S: Store>(mounted: Mounted<S>) -> Result<(), MountError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (stop, is_stopped) = std::sync::mpsc::channel();
+    let listen = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let (mut interrupt, mut terminate) =
+                (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            // Nobody waits any more: the mount has ended.
+            let _ = stop.send(());
+            Ok::<_, std::io::Error>(())
+        })
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(listen)
+        .map_err(|_| MountError::Thread { thread: "signals" })?;
+    mounted.wait(|| is_stopped.try_recv().is_ok())
+}
