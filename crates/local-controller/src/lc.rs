@@ -31,6 +31,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use crate::disks::{CALL_WAIT, Disks};
+use crate::files::Files;
 use crate::group::Group;
 use crate::group::repair::Repaired;
 use crate::lcc::{Lcc, LccParts};
@@ -141,10 +142,13 @@ impl Started {
             tasks.push(spawn_local(controller.clone().tend(lcc.clone())));
             tasks.push(spawn_local(warm_up(lcc.clone())));
         }
-        // FILES: here the file controllers begin: for each listener
-        // `tasks.push(spawn_local(crate::files::serve(controller.lccs.clone(), listener)))`, for each
-        // LCC `tasks.push(spawn_local(crate::files::background(lcc.clone())))`.
-        drop(listeners);
+        let files: Vec<_> = controller.lccs.iter().cloned().map(Files::new).collect();
+        for own in &files {
+            tasks.push(spawn_local(own.clone().background()));
+        }
+        for listener in listeners {
+            tasks.push(spawn_local(crate::files::serve(files.clone(), listener)));
+        }
         Ok(Self { controller, tasks })
     }
 

@@ -320,6 +320,33 @@ impl Lcc {
         })
     }
 
+    /// The grant of a group that is to be removed, and its facts. It is not opened, so that one of
+    /// which some portions are gone already can be removed; it is served from here no more.
+    pub(crate) async fn grant_to_remove(
+        &self,
+        device: DeviceId,
+    ) -> Result<(GrantNumber, Vec<Fact>), OwnError> {
+        let end = Instant::now() + ACQUIRE_WAIT;
+        let open = match self.groups.borrow().get(&device) {
+            Some(Entry::Open(group)) if group.is_alive() => Some(group.clone()),
+            Some(Entry::Opening(_)) => return Err(OwnError::Unavailable("it is opening".into())),
+            _ => None,
+        };
+        if let Some(group) = open {
+            let facts =
+                if group.has_facts() { self.facts_of(device, end).await? } else { Vec::new() };
+            group.kill(Dead::Removed);
+            return Ok((group.grant, facts));
+        }
+        match self.own_range(device) {
+            Some(grant) => {
+                self.split_range(device);
+                Ok((grant, Vec::new()))
+            }
+            None => self.ask_for(device, end).await,
+        }
+    }
+
     async fn ask_for(
         &self,
         device: DeviceId,

@@ -3,9 +3,13 @@
 //! # Not here
 //! How it is done: the RAID controller. Source: DESIGN 2.
 
+use std::rc::Rc;
+
 use braid_terms::GroupLayout;
 use braid_wire::lcc::LccRefusal;
 use bytes::Bytes;
+
+use crate::{DeviceWrite, Group, GroupWrite, OwnError, PlaceError, ReadError, WriteError};
 
 /// A change of one device of a group.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,4 +60,107 @@ pub trait GroupAccess: Clone + 'static {
 
     /// Waits until all that is decided is stable.
     fn sync(&self) -> impl Future<Output = Result<(), LccRefusal>> + 'static;
+}
+
+/// A group that the LCC has open.
+#[derive(Clone)]
+pub struct OwnedGroup(pub Rc<Group>);
+
+impl GroupAccess for OwnedGroup {
+    fn layout(&self) -> GroupLayout {
+        self.0.layout().clone()
+    }
+
+    fn lengths(&self) -> Vec<u64> {
+        let count = u8::try_from(self.0.layout().devices.len()).expect("a checked layout");
+        (0..count).map(|device_index| self.0.length(device_index)).collect()
+    }
+
+    fn check(&self) -> Result<(), LccRefusal> {
+        if !self.0.is_alive() {
+            return Err(LccRefusal::NotOwner { owner: None });
+        }
+        self.0.check_lease().map_err(read_refusal)
+    }
+
+    fn read(
+        &self,
+        device_index: u8,
+        at: u64,
+        length: u64,
+    ) -> impl Future<Output = Result<Bytes, LccRefusal>> + 'static {
+        let group = self.0.clone();
+        async move {
+            let payload = group.read(device_index, at, length).await.map_err(read_refusal)?;
+            Ok(payload.into_bytes())
+        }
+    }
+
+    fn write(&self, parts: Vec<Part>) -> impl Future<Output = Result<(), LccRefusal>> + 'static {
+        let group = self.0.clone();
+        let mut change = GroupWrite::default();
+        for part in parts {
+            match part {
+                Part::Write { device_index, at, bytes } => {
+                    change.writes.push(DeviceWrite { device_index, at, bytes });
+                }
+                Part::Punch { device_index, at, length } => {
+                    // What is left at the ends goes with the next one.
+                    let range = group.punchable(at..at + length);
+                    if !range.is_empty() {
+                        change.punches.push((device_index, range));
+                    }
+                }
+            }
+        }
+        async move {
+            if change.writes.is_empty() && change.punches.is_empty() {
+                return Ok(());
+            }
+            group.write(change).await.map(|_| ()).map_err(write_refusal)
+        }
+    }
+
+    fn sync(&self) -> impl Future<Output = Result<(), LccRefusal>> + 'static {
+        let group = self.0.clone();
+        async move { group.sync().await.map_err(write_refusal) }
+    }
+}
+
+/// What a client is told of a read that failed.
+pub fn read_refusal(error: ReadError) -> LccRefusal {
+    match error {
+        ReadError::LostOwnership => LccRefusal::NotOwner { owner: None },
+        ReadError::Unavailable(reason) => LccRefusal::Unavailable { reason },
+        ReadError::Lost(reason) => LccRefusal::Lost { reason },
+    }
+}
+
+/// What a client is told of a write that failed.
+pub fn write_refusal(error: WriteError) -> LccRefusal {
+    match error {
+        WriteError::LostOwnership => LccRefusal::NotOwner { owner: None },
+        WriteError::NoSpace => LccRefusal::NoSpace,
+        WriteError::Unavailable(reason) => LccRefusal::Unavailable { reason },
+        WriteError::Lost(reason) => LccRefusal::Lost { reason },
+        WriteError::TooBig => LccRefusal::TooBig,
+    }
+}
+
+/// What a client is told of a group that is not to be had here.
+pub fn own_refusal(error: OwnError) -> LccRefusal {
+    match error {
+        OwnError::NotOwner(owner) => LccRefusal::NotOwner { owner },
+        OwnError::Unavailable(reason) => LccRefusal::Unavailable { reason },
+        OwnError::Unknown => LccRefusal::NotFound,
+        OwnError::BadLayout(reason) => LccRefusal::BadRequest { reason },
+    }
+}
+
+/// What a client is told where a new group has no place.
+pub fn place_refusal(error: PlaceError) -> LccRefusal {
+    match error {
+        PlaceError::NoPlace(reason) => LccRefusal::NoPlace { reason },
+        PlaceError::Unavailable(reason) => LccRefusal::Unavailable { reason },
+    }
 }

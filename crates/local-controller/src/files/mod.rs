@@ -1,9 +1,30 @@
-//! File controllers.
-pub mod access;
-pub mod batch;
-pub mod bytes_le;
-pub mod checks;
-pub mod log;
-pub mod record;
-pub mod rules;
-pub mod state;
+//! The file controllers: directories, attributes and file bytes, over the groups of an LCC.
+//!
+//! | part            | question it answers                                                      |
+//! |-----------------|--------------------------------------------------------------------------|
+//! | `requests.rs`   | who answers a request of a client, and with what                         |
+//! | `batch.rs`      | when changes of a directory are decided: group commit, checkpoints       |
+//! | `rules.rs`      | what an operation on a directory changes                                 |
+//! | `checks.rs`     | what is refused                                                          |
+//! | `state.rs`      | a directory as decided                                                   |
+//! | `record.rs`     | what its log's records say                                               |
+//! | `log.rs`        | how records, checkpoints and roots stand on a device                     |
+//! | `file.rs`       | bytes of file devices                                                    |
+//! | `removal.rs`    | how devices that nothing names go away                                   |
+//! | `root.rs`       | how the root directory comes to be                                       |
+//! | `access.rs`     | what these need of a group, and the group that gives it                  |
+
+pub(crate) mod access;
+mod batch;
+mod bytes_le;
+mod checks;
+mod file;
+mod log;
+mod record;
+mod removal;
+mod requests;
+mod root;
+mod rules;
+mod state;
+
+pub use requests::{Files, serve};

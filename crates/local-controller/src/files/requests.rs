@@ -1,0 +1,482 @@
+//! Requests of clients to one LCC, and its work in the background.
+//!
+//! # Theory
+//! ```text
+//! connection --hello: which LCC--> Files --NewDevices--> Lcc
+//!                                        --Directory---> Directory (batch.rs), read when first used
+//!                                        --File--------> Group
+//! background: to-remove lists, old uploads, directories that nobody uses, the root
+//! ```
+//! # Invariants
+//! F1 A directory is in memory once, and only under the group under which it was read.
+//! # Failure
+//! Lost groups and failed directories are forgotten, and read again when asked for.
+//! # Source
+//! O-1, O-2, F-9, N-4.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use braid_env::{Address, Listener, Payload};
+use braid_terms::{DeviceId, GroupLayout, LccId, PortionIndex};
+use braid_wire::lcc::{
+    DirectoryOp, FileData, FileOp, FileTime, GroupDescription, Lcc as LccService, LccRefusal,
+    LccReply, LccRequest, OperationId,
+};
+use braid_wire::rpc::{
+    Client, Handler, Hello, HelloReply, Peer, Role, accept_hello, serve_connection_after,
+};
+use bytes::Bytes;
+use futures_util::stream::{StreamExt, iter};
+use tokio::sync::Mutex;
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::access::{OwnedGroup, own_refusal, place_refusal};
+use super::batch::Directory;
+use super::checks::{bad, check_directory_layout, check_layout};
+use super::file::FileDevices;
+use super::removal::remove_group;
+use super::root::ensure_root;
+use super::rules::{Circumstances, operation_of};
+use crate::Lcc;
+use crate::lc::repair_now;
+
+/// The file controllers of one LCC.
+pub struct Files {
+    lcc: Rc<Lcc>,
+    devices: FileDevices,
+    directories: RefCell<BTreeMap<DeviceId, Held>>,
+    /// Directories that are being read.
+    loading: RefCell<BTreeMap<DeviceId, Rc<Mutex<()>>>>,
+    /// Numbers for files without a device.
+    ids: RefCell<Vec<DeviceId>>,
+    /// Since when groups are seen on to-remove lists, and since when they were tried.
+    to_remove: RefCell<BTreeMap<DeviceId, Instant>>,
+    peers: RefCell<BTreeMap<(SocketAddr, u8), Client<LccService>>>,
+    /// For operations of its own.
+    random: u64,
+    counter: Cell<u64>,
+}
+
+struct Held {
+    directory: Rc<Directory<OwnedGroup>>,
+    used: Cell<Instant>,
+}
+
+/// Serves a listener of an LC: each connection goes to the LCC that its hello names.
+pub async fn serve(all: Vec<Rc<Files>>, mut listener: Listener) {
+    while let Some(mut connection) = listener.accept().await {
+        let all = all.clone();
+        spawn_local(async move {
+            let hello = match accept_hello(&mut connection).await {
+                Ok(hello) => hello,
+                Err(error) => {
+                    tracing::debug!(peer = %connection.peer, ?error, "a connection without a hello");
+                    return;
+                }
+            };
+            // One that asks for an LCC that is not here is told so by any.
+            let Some(files) = all.get(usize::from(hello.index)).or(all.first()).cloned() else {
+                return;
+            };
+            serve_connection_after::<LccService, Files>(connection, hello, files).await;
+        });
+    }
+}
+
+impl Handler<LccService> for Files {
+    type Session = ();
+
+    fn hello(&self, hello: &Hello) -> Result<(), HelloReply> {
+        let cluster = self.lcc.cluster();
+        if hello.cluster != cluster {
+            return Err(HelloReply::WrongCluster { cluster });
+        }
+        if hello.index != self.lcc.id().index {
+            return Err(HelloReply::WrongRole);
+        }
+        Ok(())
+    }
+
+    async fn handle(
+        self: Rc<Self>,
+        _: Rc<()>,
+        request: LccRequest,
+        payload: Bytes,
+    ) -> (Result<LccReply, LccRefusal>, Payload) {
+        match self.answer(request, payload).await {
+            Ok((reply, payload)) => (Ok(reply), payload),
+            Err(refusal) => (Err(refusal), Payload::empty()),
+        }
+    }
+}
+
+impl Files {
+    /// Of one LCC.
+    #[must_use]
+    pub fn new(lcc: Rc<Lcc>) -> Rc<Self> {
+        let random = lcc.env().random();
+        Rc::new(Self {
+            devices: FileDevices::new(lcc.clone()),
+            lcc,
+            directories: RefCell::default(),
+            loading: RefCell::default(),
+            ids: RefCell::default(),
+            to_remove: RefCell::default(),
+            peers: RefCell::default(),
+            random,
+            counter: Cell::new(0),
+        })
+    }
+
+    /// Its LCC.
+    #[must_use]
+    pub fn lcc(&self) -> &Rc<Lcc> {
+        &self.lcc
+    }
+
+    async fn answer(
+        self: &Rc<Self>,
+        request: LccRequest,
+        payload: Bytes,
+    ) -> Result<(LccReply, Payload), LccRefusal> {
+        let reply = match request {
+            LccRequest::File { layout, op: FileOp::Remove } => self.remove(&layout).await?,
+            LccRequest::File { layout, op } => {
+                return self.devices.handle(&layout, op, payload).await;
+            }
+            LccRequest::Directory { layout, op } => self.directory_op(&layout, op).await?,
+            LccRequest::NewDevices { data_type, question, count } => {
+                if !(1..=NEW_DEVICES_MAX).contains(&count) {
+                    return Err(bad("1 to 256 devices are made at once"));
+                }
+                let layouts = self.lcc.new_layouts(data_type, &question, count).await;
+                LccReply::Layouts(layouts.map_err(place_refusal)?)
+            }
+            LccRequest::DescribeGroup { layout } => self.describe(&layout).await?,
+            LccRequest::Repair { layout } => {
+                let group = self.lcc.group(&layout).await.map_err(own_refusal)?;
+                if !repair_now(&group).await {
+                    let reason = "not all of its portions could be repaired now".into();
+                    return Err(LccRefusal::Unavailable { reason });
+                }
+                LccReply::Done
+            }
+            LccRequest::Status => LccReply::Status(self.lcc.status()),
+        };
+        Ok((reply, Payload::empty()))
+    }
+
+    async fn describe(&self, layout: &GroupLayout) -> Result<LccReply, LccRefusal> {
+        let group = self.lcc.group(layout).await.map_err(own_refusal)?;
+        let count = u8::try_from(group.layout().devices.len()).expect("a checked layout");
+        let (decided, stable) = group.marks();
+        let absent: Vec<PortionIndex> = group.absent();
+        Ok(LccReply::Group(Box::new(GroupDescription {
+            layout: group.layout().clone(),
+            owner: self.lcc.id(),
+            lengths: (0..count).map(|device_index| group.length(device_index)).collect(),
+            decided,
+            stable,
+            absent,
+        })))
+    }
+
+    /// An operation on a directory. What is before the first wait happens in the order of the calls,
+    /// if the directory is in memory.
+    pub async fn directory_op(
+        self: &Rc<Self>,
+        layout: &GroupLayout,
+        op: DirectoryOp,
+    ) -> Result<LccReply, LccRefusal> {
+        check_directory_layout(layout)?;
+        let begins = matches!(op, DirectoryOp::Begin { .. });
+        let directory = match self.held(layout.group()) {
+            Some(directory) => directory,
+            None => self.load(layout, begins).await?,
+        };
+        match op {
+            DirectoryOp::Sync => directory.sync().await,
+            DirectoryOp::Remove => self.remove_directory(layout, &directory).await,
+            op if operation_of(&op).is_some() => {
+                let around = Circumstances {
+                    now: self.now(),
+                    new_id: self.id_for(&op).await?,
+                    layout: layout.clone(),
+                };
+                directory.change(op, around).await
+            }
+            op => directory.look(&op),
+        }
+    }
+
+    fn now(&self) -> FileTime {
+        let time = self.lcc.env().wall_time();
+        FileTime { seconds: time.seconds, nanoseconds: time.nanoseconds }
+    }
+
+    /// A number for what is made without a device.
+    async fn id_for(&self, op: &DirectoryOp) -> Result<DeviceId, LccRefusal> {
+        let needed = matches!(
+            op,
+            DirectoryOp::Create { attributes, .. }
+                if !matches!(attributes.data, FileData::Device(_))
+        );
+        if !needed {
+            return Ok(DeviceId(0));
+        }
+        if let Some(id) = self.ids.borrow_mut().pop() {
+            return Ok(id);
+        }
+        let mut ids = Vec::new();
+        for _ in 0..IDS_AHEAD {
+            ids.push(self.lcc.new_number().await.map_err(place_refusal)?);
+        }
+        let id = ids.pop().expect("some were taken");
+        self.ids.borrow_mut().extend(ids);
+        Ok(id)
+    }
+
+    /// The directory, if it is in memory and counts.
+    fn held(&self, device: DeviceId) -> Option<Rc<Directory<OwnedGroup>>> {
+        let directories = self.directories.borrow();
+        let held = directories.get(&device)?;
+        let counts = !held.directory.has_failed() && held.directory.group().0.is_alive();
+        counts.then(|| {
+            held.used.set(Instant::now());
+            held.directory.clone()
+        })
+    }
+
+    async fn load(
+        &self,
+        layout: &GroupLayout,
+        begins: bool,
+    ) -> Result<Rc<Directory<OwnedGroup>>, LccRefusal> {
+        let device = layout.group();
+        let turn = self.loading.borrow_mut().entry(device).or_default().clone();
+        let loaded = {
+            let _turn = turn.lock().await;
+            match self.held(device) {
+                Some(directory) => Ok(directory),
+                None => self.read(layout, begins).await,
+            }
+        };
+        drop(turn);
+        self.loading.borrow_mut().retain(|_, turn| Rc::strong_count(turn) > 1);
+        loaded
+    }
+
+    async fn read(
+        &self,
+        layout: &GroupLayout,
+        begins: bool,
+    ) -> Result<Rc<Directory<OwnedGroup>>, LccRefusal> {
+        let home = layout.devices[1];
+        let group = if begins && self.lcc.may_be_fresh(layout) {
+            self.lcc.create_group(layout, home).map_err(own_refusal)?
+        } else if begins {
+            self.lcc.group_or_create(layout, home).await.map_err(own_refusal)?
+        } else {
+            self.lcc.group(layout).await.map_err(own_refusal)?
+        };
+        let device = layout.group();
+        let directory = Directory::load(OwnedGroup(group)).await?;
+        let held = Held { directory: directory.clone(), used: Cell::new(Instant::now()) };
+        self.directories.borrow_mut().insert(device, held);
+        Ok(directory)
+    }
+
+    /// Nothing of this directory stays in memory.
+    pub fn forget(&self, device: DeviceId) {
+        self.directories.borrow_mut().remove(&device);
+    }
+
+    async fn remove_directory(
+        &self,
+        layout: &GroupLayout,
+        directory: &Rc<Directory<OwnedGroup>>,
+    ) -> Result<LccReply, LccRefusal> {
+        if directory.is_disposable() == Some(false) {
+            return Err(LccRefusal::NotEmpty);
+        }
+        self.forget(layout.group());
+        remove_group(&self.lcc, layout).await?;
+        Ok(LccReply::Done)
+    }
+
+    async fn remove(&self, layout: &GroupLayout) -> Result<LccReply, LccRefusal> {
+        check_layout(layout)?;
+        if layout.devices.len() != 1 {
+            return Err(bad("a directory is removed as such"));
+        }
+        remove_group(&self.lcc, layout).await?;
+        Ok(LccReply::Done)
+    }
+
+    /// Works in the background as long as the LCC.
+    pub async fn background(self: Rc<Self>) {
+        ensure_root(self.clone()).await;
+        let mut uploads_looked_at = Instant::now();
+        loop {
+            sleep(BACKGROUND_EVERY).await;
+            self.work_off_removals().await;
+            if UPLOADS_EVERY <= uploads_looked_at.elapsed() {
+                uploads_looked_at = Instant::now();
+                let before = self.now().seconds - UPLOAD_AGE_MAX;
+                for directory in self.all() {
+                    directory.abandon_old_uploads(before);
+                }
+            }
+            self.forget_idle();
+        }
+    }
+
+    fn all(&self) -> Vec<Rc<Directory<OwnedGroup>>> {
+        self.directories.borrow().values().map(|held| held.directory.clone()).collect()
+    }
+
+    fn forget_idle(&self) {
+        self.directories.borrow_mut().retain(|_, held| {
+            let directory = &held.directory;
+            let is_dead = directory.has_failed() || !directory.group().0.is_alive();
+            let is_idle = IDLE_MAX < held.used.get().elapsed()
+                && Rc::strong_count(directory) == 1
+                && directory.to_remove().is_empty();
+            !is_dead && !is_idle
+        });
+    }
+
+    async fn work_off_removals(self: &Rc<Self>) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        let mut seen = BTreeSet::new();
+        for directory in self.all() {
+            for layout in directory.to_remove() {
+                let device = layout.group();
+                seen.insert(device);
+                let next = *self.to_remove.borrow_mut().entry(device).or_insert(now + REMOVE_DELAY);
+                if next <= now {
+                    due.push((directory.clone(), layout));
+                }
+            }
+        }
+        self.to_remove.borrow_mut().retain(|device, _| seen.contains(device));
+        let removals =
+            due.into_iter().map(|(directory, layout)| self.remove_listed(directory, layout));
+        iter(removals).buffer_unordered(REMOVALS_AT_ONCE).collect::<Vec<()>>().await;
+    }
+
+    async fn remove_listed(
+        self: &Rc<Self>,
+        directory: Rc<Directory<OwnedGroup>>,
+        layout: GroupLayout,
+    ) {
+        let device = layout.group();
+        let removed = match layout.devices.len() {
+            1 => {
+                self.ask_owner(
+                    &layout,
+                    LccRequest::File { layout: layout.clone(), op: FileOp::Remove },
+                )
+                .await
+            }
+            _ => self.remove_listed_directory(&layout).await,
+        };
+        match removed {
+            Ok(_) | Err(LccRefusal::NotFound) => {
+                // A refusal comes again with the next look at the list.
+                let _ = directory.removed(device).await;
+            }
+            Err(refusal) => {
+                tracing::debug!(%device, ?refusal, "a device stays on the to-remove list");
+                self.to_remove.borrow_mut().insert(device, Instant::now() + REMOVE_AGAIN);
+            }
+        }
+    }
+
+    /// A directory without a name: it was retired, or its making was given up half way.
+    async fn remove_listed_directory(
+        self: &Rc<Self>,
+        layout: &GroupLayout,
+    ) -> Result<LccReply, LccRefusal> {
+        self.counter.set(self.counter.get() + 1);
+        let operation = OperationId { client: self.random, counter: self.counter.get() };
+        let of = |op| LccRequest::Directory { layout: layout.clone(), op };
+        match self.ask_owner(layout, of(DirectoryOp::Retire { operation })).await {
+            // It was never begun, but portions of it may be there.
+            Ok(_) | Err(LccRefusal::NotFound) => {}
+            Err(refusal) => return Err(refusal),
+        }
+        self.ask_owner(layout, of(DirectoryOp::Remove)).await
+    }
+
+    /// Does it here, or where the owner is.
+    async fn ask_owner(
+        self: &Rc<Self>,
+        layout: &GroupLayout,
+        request: LccRequest,
+    ) -> Result<LccReply, LccRefusal> {
+        match Box::pin(self.answer(request.clone(), Bytes::new())).await {
+            Err(LccRefusal::NotOwner { owner: Some((lcc, address)) }) => {
+                self.ask_peer(lcc, address, &request).await
+            }
+            Err(LccRefusal::NotOwner { owner: None }) => {
+                let reason = format!("the owner of device {} is changing", layout.group());
+                Err(LccRefusal::Unavailable { reason })
+            }
+            answer => answer.map(|(reply, _)| reply),
+        }
+    }
+
+    async fn ask_peer(
+        &self,
+        lcc: LccId,
+        address: SocketAddr,
+        request: &LccRequest,
+    ) -> Result<LccReply, LccRefusal> {
+        let unavailable = |reason: String| LccRefusal::Unavailable { reason };
+        let place = (address, lcc.index);
+        let known = self.peers.borrow().get(&place).cloned().filter(|peer| !peer.is_closed());
+        let peer = match known {
+            Some(peer) => peer,
+            None => {
+                let server = self.lcc.id().server;
+                let incarnation = self.lcc.incarnation();
+                let stream = self.lcc.id().index;
+                let from = Peer::Server { server, incarnation, stream };
+                let hello = Hello::new(self.lcc.cluster(), Role::Lcc, lcc.index, from);
+                let to = Address::Tcp(address);
+                let connecting = Client::connect(self.lcc.env(), to, hello);
+                let connected = timeout(PEER_WAIT, connecting).await;
+                let peer = connected
+                    .map_err(|_| unavailable(format!("{address} is silent")))?
+                    .map_err(|error| unavailable(format!("{address}: {error}")))?;
+                self.peers.borrow_mut().insert(place, peer.clone());
+                peer
+            }
+        };
+        match peer.call(request, Payload::empty(), PEER_WAIT).await {
+            Ok((answer, _)) => answer,
+            Err(error) => Err(unavailable(format!("{address}: {error}"))),
+        }
+    }
+}
+
+const NEW_DEVICES_MAX: u32 = 256;
+const IDS_AHEAD: usize = 256;
+const BACKGROUND_EVERY: Duration = Duration::from_secs(1);
+const UPLOADS_EVERY: Duration = Duration::from_secs(60);
+/// Seconds after which an upload that has no name is given up. Source: F-9.
+const UPLOAD_AGE_MAX: i64 = 24 * 3600;
+/// Who reads a file that is removed may finish within this.
+const REMOVE_DELAY: Duration = Duration::from_secs(5);
+const REMOVE_AGAIN: Duration = Duration::from_secs(10);
+const REMOVALS_AT_ONCE: usize = 32;
+const PEER_WAIT: Duration = Duration::from_secs(10);
+/// A directory that nobody asked for that long is not kept in memory.
+const IDLE_MAX: Duration = Duration::from_secs(120);
