@@ -83,7 +83,7 @@ pub(crate) async fn checkpoint(
     }
     syncer.sync_all().await?;
     sync_journal_folder(store).await?;
-    remove_old_segments(store);
+    remove_old_segments(store).await?;
     let mut store = store.borrow_mut();
     let keep = store.limits.groups_max;
     store.evict_above = 0;
@@ -112,19 +112,26 @@ pub(crate) async fn sync_journal_folder(store: &Rc<RefCell<Store>>) -> Result<()
     })
 }
 
-/// Removes all segments but the one that is written, oldest first (C1).
-pub(crate) fn remove_old_segments(store: &Rc<RefCell<Store>>) {
-    let mut store = store.borrow_mut();
-    let current = store.journal.segment;
-    let old = segments(&store.folder).unwrap_or_default();
-    for segment in old.into_iter().filter(|segment| *segment < current) {
-        if let Err(error) = store.folder.remove(&segment_path(segment)) {
+/// Removes all segments but the one that is written, oldest first (C1). Each removal is on the medium
+/// before the next one, so that what a crash leaves is never with a hole.
+pub(crate) async fn remove_old_segments(store: &Rc<RefCell<Store>>) -> Result<(), MediumFailed> {
+    let (folder, current) = {
+        let store = store.borrow();
+        (store.folder.clone(), store.journal.segment)
+    };
+    let old = segments(&folder).unwrap_or_default();
+    for (index, segment) in old.into_iter().filter(|segment| *segment < current).enumerate() {
+        if 0 < index {
+            sync_journal_folder(store).await?;
+        }
+        if let Err(error) = folder.remove(&segment_path(segment)) {
             // The rest must stay as well: segments are read from the oldest on.
             tracing::warn!(segment, %error, "a journal segment cannot be removed");
-            return;
+            return Ok(());
         }
     }
-    store.journal.older_bytes = 0;
+    store.borrow_mut().journal.older_bytes = 0;
+    Ok(())
 }
 
 impl Store {

@@ -159,7 +159,7 @@ impl IoServer {
         let server = Self { store, syncer, writers: Rc::default(), coordinators: Rc::default() };
         server.medium(server.syncer.sync_all().await)?;
         server.medium(sync_journal_folder(&server.store).await)?;
-        remove_old_segments(&server.store);
+        server.medium(remove_old_segments(&server.store).await)?;
         if kept {
             server.medium(checkpoint(&server.store, &server.syncer).await.map(|_| ()))?;
         }

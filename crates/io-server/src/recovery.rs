@@ -354,13 +354,16 @@ impl Replay<'_> {
             return Ok(());
         };
         if self.seen.insert(key) {
-            // Its header may be newer than this record: a checkpoint was cut short.
+            // Its header may be newer than this record: a checkpoint was cut short. What followed,
+            // marks too, is repeated from here on.
             if prepared.create.is_some() {
                 let _ = self.store.take_prepare(prepared, place);
                 return Ok(());
             }
             group.last = prev;
             group.base_prev = prev;
+            group.decided = prev;
+            group.stable = prev;
         }
         let last_picture = group.last;
         if in_picture {

@@ -310,7 +310,7 @@ impl Walk {
         self.owner(group).marks(decided, stable, vec![]).await;
     }
 
-    /// Runs a checkpoint for some turns, then ends the process in the middle of it.
+    /// Ends the process in the middle of a checkpoint.
     async fn break_checkpoint(&mut self) {
         self.sync().await;
         for group in 0..GROUPS {
@@ -320,10 +320,18 @@ impl Walk {
         let task = tokio::task::spawn_local(async move {
             let _ = server.checkpoint().await;
         });
-        for _ in 0..self.random.below(16) {
+        // It stops at one of its syncs, while prepares go on.
+        self.disk.allow_syncs(Some(self.random.below(12)));
+        for _ in 0..10 {
             tokio::task::yield_now().await;
         }
+        for _ in 0..self.random.below(4) {
+            let group = self.random.below(GROUPS);
+            self.prepare(group).await;
+        }
         task.abort();
+        tokio::task::yield_now().await;
+        self.disk.allow_syncs(None);
         let power = self.random.below(2) == 0;
         self.restart(power).await;
     }

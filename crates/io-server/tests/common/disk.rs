@@ -51,6 +51,8 @@ struct State {
     folders: BTreeSet<String>,
     bytes_total: u64,
     fail_syncs: bool,
+    /// Syncs that still end; later ones wait for ever. None: all end.
+    syncs_left: Option<u64>,
 }
 
 /// The disk; clones share it.
@@ -69,6 +71,26 @@ impl TestDisk {
 
     pub fn fail_syncs(&self, fail: bool) {
         self.0.borrow_mut().fail_syncs = fail;
+    }
+
+    /// Lets only so many more syncs end, or all.
+    pub fn allow_syncs(&self, count: Option<u64>) {
+        self.0.borrow_mut().syncs_left = count;
+    }
+
+    async fn turn(&self) {
+        tokio::task::yield_now().await;
+        let may_end = match &mut self.0.borrow_mut().syncs_left {
+            None => true,
+            Some(0) => false,
+            Some(left) => {
+                *left -= 1;
+                true
+            }
+        };
+        if !may_end {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Leaves so many bytes free.
@@ -276,7 +298,7 @@ impl FolderOps for TestDisk {
     fn sync_folder(&self, path: &str) -> Boxed<io::Result<()>> {
         let (disk, path) = (self.clone(), path.to_owned());
         Box::pin(async move {
-            tokio::task::yield_now().await;
+            disk.turn().await;
             let mut state = disk.0.borrow_mut();
             if state.fail_syncs {
                 return Err(io::Error::other("the medium failed"));
@@ -297,7 +319,7 @@ impl FolderOps for TestDisk {
                 let files = state.names.iter();
                 files.map(|(n, i)| (n.clone(), i.clone(), i.borrow().bytes.clone())).collect()
             };
-            tokio::task::yield_now().await;
+            disk.turn().await;
             let mut state = disk.0.borrow_mut();
             if state.fail_syncs {
                 state.names.values().for_each(|inode| inode.borrow_mut().forget());
@@ -391,7 +413,7 @@ impl FileOps for TestFile {
         let (disk, inode) = (self.disk.clone(), self.inode.clone());
         let snapshot = inode.borrow().bytes.clone();
         Box::pin(async move {
-            tokio::task::yield_now().await;
+            disk.turn().await;
             if disk.0.borrow().fail_syncs {
                 inode.borrow_mut().forget();
                 return Err(io::Error::other("the medium failed"));
