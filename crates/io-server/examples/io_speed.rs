@@ -42,6 +42,7 @@ async fn measure(mebibytes: u64) -> Result<(), Box<dyn Error>> {
     let maintained = server.clone();
     let task = tokio::task::spawn_local(async move { maintained.maintain().await });
 
+    println!("resident at start  {}", resident()?);
     let run = Bytes::from(vec![7; 256 << 10]);
     let crcs: Vec<u32> = run.chunks(4096).map(crc32c).collect();
     let count = mebibytes * 4;
@@ -95,7 +96,7 @@ async fn measure(mebibytes: u64) -> Result<(), Box<dyn Error>> {
     }
     let spent = env.now() - begin;
     println!("new 4 KiB files    {:9.0} a second", files as f64 / spent.as_secs_f64());
-    println!("resident           {}", resident()?);
+    println!("resident, 30000 records kept  {}", resident()?);
     task.abort();
     std::fs::remove_dir_all(&folder)?;
     Ok(())
