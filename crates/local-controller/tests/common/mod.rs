@@ -131,6 +131,12 @@ impl FakeCoordinator {
                 }
                 self.renewed(map_version)
             }
+            Ask::SetRoot { layout } => {
+                let mut map = self.map.borrow_mut();
+                map.version += u64::from(map.root.is_none());
+                map.root.get_or_insert(*layout);
+                CoordinatorReply::Map(Box::new(map.clone()))
+            }
             Ask::Map { .. } => CoordinatorReply::Map(Box::new(self.map.borrow().clone())),
             Ask::LeaseNumbers { lcc } => {
                 let first = self.next_range.get();
@@ -143,11 +149,16 @@ impl FakeCoordinator {
                     return Err(CoordinatorRefusal::InvalidIncarnation);
                 }
                 match self.owner(group).filter(|owner| *owner != lcc) {
-                    Some(owner) => CoordinatorReply::OwnedBy {
-                        lcc: LccId { server: ServerId(0), index: 0 },
-                        incarnation: owner,
-                        address: "10.0.0.1:1".parse().unwrap(),
-                    },
+                    Some(owner) => {
+                        let map = self.map.borrow();
+                        let is_its = |s: &&ServerInfo| s.lccs.contains(&Some(owner));
+                        let server = map.servers.values().find(is_its).unwrap();
+                        CoordinatorReply::OwnedBy {
+                            lcc: LccId { server: server.id, index: 0 },
+                            incarnation: owner,
+                            address: server.lc_address,
+                        }
+                    }
                     None => {
                         self.owners.borrow_mut().insert(group, lcc);
                         CoordinatorReply::Granted {
@@ -346,18 +357,10 @@ impl Cluster {
         self.start_io(number);
     }
 
-    /// Starts an LC as server `count + which`, in the test's own tasks.
+    /// Starts an LC as server `count + which`, in the test's own tasks. It does not listen, so that
+    /// two starts of one server can live side by side.
     pub async fn start_lc(&self, which: u32) -> Started {
-        let config = LcConfig {
-            server: ServerId(self.count + which),
-            cluster: CLUSTER,
-            listen: vec![self.simulation.machine(100 + self.count + which).address(LC_PORT)],
-            coordinators: vec![socket(self.simulation.machine(100).address(COORDINATOR_PORT))],
-            io_sockets: BTreeMap::new(),
-            lccs: 1,
-            groups_kept: 1000,
-            shutdown: Rc::new(Notify::new()),
-        };
+        let config = LcConfig { listen: Vec::new(), ..self.lc_config(which) };
         let env = self.simulation.machine(100 + self.count + which).env();
         let started = Started::start(env, &config).await.unwrap();
         while !started.lccs()[0].lease_valid()
@@ -366,5 +369,38 @@ impl Cluster {
             sleep(Duration::from_millis(10)).await;
         }
         started
+    }
+
+    /// Starts an LC as server `count + which`, as a process that serves clients.
+    pub fn start_lc_process(&self, which: u32) -> SimProcess {
+        let machine = self.simulation.machine(100 + self.count + which);
+        let config = self.lc_config(which);
+        self.simulation.spawn_process(&machine, "lc", |env: Env| async move {
+            let end = braid_local_controller::lc::run(env, config).await;
+            println!("LC {which} ended: {end:?}");
+        })
+    }
+
+    /// Where clients find it.
+    pub fn lc_address(&self, which: u32) -> SocketAddr {
+        socket(self.simulation.machine(100 + self.count + which).address(LC_PORT))
+    }
+
+    /// Where the coordinator is.
+    pub fn coordinator_address(&self) -> SocketAddr {
+        socket(self.simulation.machine(100).address(COORDINATOR_PORT))
+    }
+
+    fn lc_config(&self, which: u32) -> LcConfig {
+        LcConfig {
+            server: ServerId(self.count + which),
+            cluster: CLUSTER,
+            listen: vec![self.simulation.machine(100 + self.count + which).address(LC_PORT)],
+            coordinators: vec![socket(self.simulation.machine(100).address(COORDINATOR_PORT))],
+            io_sockets: BTreeMap::new(),
+            lccs: 1,
+            groups_kept: 1000,
+            shutdown: Rc::new(Notify::new()),
+        }
     }
 }
