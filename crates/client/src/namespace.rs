@@ -189,6 +189,23 @@ impl Client {
         Ok(DirectoryLister { directory, after: 0, attributes, end: false })
     }
 
+    /// The directory that a node is.
+    ///
+    /// Errors: `NotDirectory`.
+    pub fn directory_of(&self, node: &Node) -> Result<Directory, Error> {
+        if node.is_directory() {
+            Ok(Directory::new(self.0.clone(), node.home.clone()))
+        } else {
+            Err(Error::NotDirectory { path: node.id().to_string() })
+        }
+    }
+
+    /// Lists a directory, page by page; with attributes if `attributes`.
+    #[must_use]
+    pub fn list_directory(&self, directory: &Directory, attributes: bool) -> DirectoryLister {
+        DirectoryLister { directory: directory.clone(), after: 0, attributes, end: false }
+    }
+
     /// Makes a directory.
     pub async fn mkdir(
         &self,
@@ -503,7 +520,7 @@ impl Client {
             Walked::Other(_) if path.directory => {
                 Err(Error::NotDirectory { path: path.to_string() })
             }
-            Walked::Other(node) => self.0.with_true_size(node).await,
+            Walked::Other(node) => self.0.with_true_size(*node).await,
         }
     }
 
@@ -529,7 +546,7 @@ impl Client {
             }
             let node = self.0.node_of(directory.layout(), &entry, attributes).await?;
             if !is_link {
-                return Ok(Walked::Other(node));
+                return Ok(Walked::Other(Box::new(node)));
             }
             links += 1;
             if links > SYMLINKS_MAX {
@@ -551,7 +568,7 @@ impl Client {
 
 enum Walked {
     Directory(Directory),
-    Other(Node),
+    Other(Box<Node>),
 }
 
 impl Inner {

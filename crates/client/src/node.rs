@@ -202,7 +202,9 @@ impl Directory {
             Err(error) => {
                 // If nobody knows whether it was entered, the owner finds out: an entered directory
                 // is no upload any more.
-                self.inner.abandon(&self.layout, made.id());
+                if !error.is_unavailable() {
+                    self.inner.abandon(&self.layout, made.id());
+                }
                 Err(error.about(text(name)))
             }
         }

@@ -38,13 +38,13 @@ impl StorePath {
         if PATH_MAX <= path.len() {
             return Err(too_long());
         }
-        let parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+        let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
         let names: Vec<_> =
             parts.clone().filter(|part| *part != b".").map(Bytes::copy_from_slice).collect();
         if names.iter().any(|name| NAME_MAX < name.len()) {
             return Err(too_long());
         }
-        let last = parts.last();
+        let last = parts.next_back();
         let directory = path.ends_with(b"/") || matches!(last, None | Some(b"." | b".."));
         Ok(Self { names, directory })
     }

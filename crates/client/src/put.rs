@@ -135,10 +135,11 @@ impl PutWriter {
         let if_exists = if self.options.replace { IfExists::Replace } else { IfExists::Fail };
         let stable = self.options.stable;
         let made = self.directory.create(&self.name, attributes, if_exists, stable).await;
-        if made.is_ok()
-            && let Some(upload) = &mut self.upload
-        {
-            upload.committed = true;
+        // If nobody knows whether it was made, it must not be given up: its directory's owner finds
+        // out, since what has a name is no upload any more.
+        let maybe_made = made.as_ref().map_or_else(Error::is_unavailable, |_| true);
+        if let Some(upload) = &mut self.upload {
+            upload.committed = maybe_made;
         }
         made
     }

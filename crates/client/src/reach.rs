@@ -61,7 +61,7 @@ struct Link {
 
 /// What one attempt gave.
 enum Attempt {
-    Done(LccReply, Bytes),
+    Done(Box<LccReply>, Bytes),
     Refused(LccRefusal),
     /// Never sent: the LCC could not be reached.
     Unreached(String),
@@ -190,7 +190,7 @@ impl Reach {
             let pause = match self.attempt(place, request, payload.clone(), left).await {
                 Attempt::Done(reply, bytes) => {
                     self.learn_owner(group, place);
-                    return Ok((reply, bytes));
+                    return Ok((*reply, bytes));
                 }
                 Attempt::Refused(LccRefusal::NotOwner { owner }) => {
                     search.reason = "its owner is changing".into();
@@ -199,7 +199,7 @@ impl Reach {
                 Attempt::Refused(LccRefusal::Unavailable { reason }) => {
                     search.reason = reason;
                     // The owner may be cut off from the others; then somebody else can be it.
-                    if search.attempts % 4 == 0 {
+                    if search.attempts.is_multiple_of(4) {
                         self.forget_owner(group, &mut search, place);
                     }
                     search.pause()
@@ -231,7 +231,7 @@ impl Reach {
     pub async fn ask_at(&self, place: Place, request: &LccRequest) -> Result<LccReply, Error> {
         let what = format!("the server at {}", place.0);
         match self.attempt(place, request, Payload::empty(), self.deadline.min(ASK_AT_MAX)).await {
-            Attempt::Done(reply, _) => Ok(reply),
+            Attempt::Done(reply, _) => Ok(*reply),
             Attempt::Refused(refusal) => Err(Error::refused(refusal, what)),
             Attempt::Unreached(reason) | Attempt::Unanswered(reason) => {
                 Err(Error::Unavailable { path: what, reason })
@@ -302,7 +302,7 @@ impl Reach {
             }
         };
         match client.call(request, payload, left).await {
-            Ok((Ok(reply), bytes)) => Attempt::Done(reply, bytes),
+            Ok((Ok(reply), bytes)) => Attempt::Done(Box::new(reply), bytes),
             Ok((Err(refusal), _)) => Attempt::Refused(refusal),
             Err(CallError::TooLarge) => Attempt::Refused(LccRefusal::TooBig),
             Err(error) => {

@@ -40,6 +40,7 @@ impl Service for Lcc {
 
 /// A request to an LCC.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one lives at a time, and most are the large one")]
 pub enum LccRequest {
     /// Layouts for new devices that this LCC owns from the start. Answer: `Layouts`. Source: O-2.
     NewDevices {

@@ -17,6 +17,8 @@ use super::*;
 #[derive(Clone)]
 pub(in crate::files) struct MemoryGroup(Rc<RefCell<Inner>>);
 
+type Held = (Vec<Part>, oneshot::Sender<Result<(), LccRefusal>>);
+
 struct Inner {
     layout: GroupLayout,
     /// As decided.
@@ -25,7 +27,7 @@ struct Inner {
     writes: usize,
     syncs: usize,
     /// On their way, where they are held back.
-    held: Option<VecDeque<(Vec<Part>, oneshot::Sender<Result<(), LccRefusal>>)>>,
+    held: Option<VecDeque<Held>>,
     refusal: Option<LccRefusal>,
     refuse_next: Option<LccRefusal>,
 }
@@ -146,7 +148,6 @@ fn around(id: u64) -> Circumstances {
     Circumstances {
         now: FileTime { seconds: i64::try_from(id).unwrap(), nanoseconds: 0 },
         new_id: DeviceId(1_000_000 + id),
-        layout: directory_layout(10),
     }
 }
 

@@ -3,8 +3,9 @@
 //! # Theory
 //! Reads and writes go straight to the group. A device that was never written is made by its first
 //! write: at once where this LCC gave its number out, else after all its portions were asked.
-//! # Failure
-//! Appends of one device follow each other, each at the end that the one before left.
+//! A cut gives back what lies behind the new end, so that it reads as zeros if the file grows again.
+//! Cuts, punches and appends of a device happen alone; plain writes happen at once (the group orders
+//! those that meet).
 //! # Source
 //! DESIGN 8, W-8, W-9.
 
@@ -13,10 +14,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{DeviceId, GroupLayout, REQUEST_BYTES_MAX};
+use braid_terms::{BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX};
 use braid_wire::lcc::{FileOp, LccRefusal, LccReply};
 use bytes::Bytes;
-use tokio::sync::Mutex;
+use tokio::sync::RwLock;
 
 use super::access::{own_refusal, read_refusal, write_refusal};
 use super::checks::{bad, check_file_layout};
@@ -25,15 +26,15 @@ use crate::{DeviceWrite, Group, GroupWrite, Lcc};
 /// File devices of one LCC.
 pub struct FileDevices {
     lcc: Rc<Lcc>,
-    /// Appends under way, by device.
-    appends: RefCell<BTreeMap<DeviceId, Rc<Mutex<()>>>>,
+    /// Changes under way, by device: shared by writes, alone for what depends on the length.
+    turns: RefCell<BTreeMap<DeviceId, Rc<RwLock<()>>>>,
 }
 
 type Answer = Result<(LccReply, Payload), LccRefusal>;
 
 impl FileDevices {
     pub fn new(lcc: Rc<Lcc>) -> Self {
-        Self { lcc, appends: RefCell::default() }
+        Self { lcc, turns: RefCell::default() }
     }
 
     /// Does everything but `Remove`.
@@ -47,9 +48,9 @@ impl FileDevices {
             }
             FileOp::Truncate { length, home } => {
                 let group = self.to_write(layout, home, false).await?;
-                let change = GroupWrite { lengths: vec![(0, length)], ..GroupWrite::default() };
-                group.write(change).await.map_err(write_refusal)?;
-                told(LccReply::Length(group.length(0)))
+                let turn = self.turn(&group);
+                let _alone = turn.write().await;
+                set_length(&group, length).await
             }
             FileOp::Read { at, length, stable } => {
                 let group = self.group(layout).await?;
@@ -62,6 +63,8 @@ impl FileDevices {
             }
             FileOp::Punch { at, length } => {
                 let group = self.group(layout).await?;
+                let turn = self.turn(&group);
+                let _alone = turn.write().await;
                 punch(&group, at, length).await
             }
             FileOp::Seek { at, hole } => {
@@ -112,25 +115,29 @@ impl FileDevices {
         group.map_err(own_refusal)
     }
 
+    /// The order of changes of a device.
+    fn turn(&self, group: &Group) -> Rc<RwLock<()>> {
+        let mut turns = self.turns.borrow_mut();
+        if TURNS_KEPT < turns.len() {
+            turns.retain(|_, turn| Rc::strong_count(turn) > 1);
+        }
+        turns.entry(group.layout().group()).or_default().clone()
+    }
+
     async fn write(&self, group: &Rc<Group>, write: Write) -> Answer {
         let Write { at, stable, append, bytes } = write;
         if bytes.is_empty() || REQUEST_BYTES_MAX < bytes.len() {
             return Err(bad("a write has 1 byte to 4 MiB"));
         }
         let size = bytes.len() as u64;
-        // A task would be needed if this were dropped half way; but what is numbered goes on.
+        // Not a task: what is numbered goes on if this is dropped half way.
+        let turn = self.turn(group);
         let (at, number) = if append {
-            let device = group.layout().group();
-            let turn = self.appends.borrow_mut().entry(device).or_default().clone();
-            let written = {
-                let _turn = turn.lock().await;
-                let at = group.length_ahead(0);
-                write_at(group, at, bytes).await.map(|number| (at, number))
-            };
-            drop(turn);
-            self.appends.borrow_mut().retain(|_, turn| Rc::strong_count(turn) > 1);
-            written?
+            let _alone = turn.write().await;
+            let at = group.length_ahead(0);
+            (at, write_at(group, at, bytes).await?)
         } else {
+            let _shared = turn.read().await;
             (at, write_at(group, at, bytes).await?)
         };
         self.lcc.count(|counters| counters.bytes_written += size);
@@ -177,26 +184,52 @@ async fn read(group: &Rc<Group>, at: u64, length: u32, stable: bool) -> Answer {
     Ok((LccReply::Read { length: group.length(0) }, payload))
 }
 
+/// Cuts or extends; what is behind the new end is given back.
+async fn set_length(group: &Rc<Group>, length: u64) -> Answer {
+    if i64::MAX as u64 <= length {
+        return Err(LccRefusal::TooBig);
+    }
+    let old = group.length_ahead(0);
+    let mut change = GroupWrite { lengths: vec![(0, length)], ..GroupWrite::default() };
+    if length < old {
+        // Behind the old end are zeros, up to the end of its last rows.
+        let layout = group.layout();
+        let strip = u64::from(layout.strip_size).max(BLOCK_SIZE as u64);
+        let rows_end = old.next_multiple_of(strip * layout.scheme.data() as u64);
+        let whole = group.punchable(length..rows_end);
+        let cut_end = if whole.is_empty() { old } else { whole.start.min(old) };
+        change.writes.extend(zeros(length..cut_end));
+        if !whole.is_empty() {
+            change.punches.push((0, whole));
+        }
+    }
+    group.write(change).await.map_err(write_refusal)?;
+    told(LccReply::Length(group.length(0)))
+}
+
+fn zeros(range: std::ops::Range<u64>) -> Option<DeviceWrite> {
+    let size = usize::try_from(range.end.saturating_sub(range.start)).ok()?;
+    let bytes = Bytes::from(vec![0; size]);
+    (size > 0).then_some(DeviceWrite { device_index: 0, at: range.start, bytes })
+}
+
 /// Whole stripes give their space back, the ends are written with zeros.
 async fn punch(group: &Rc<Group>, at: u64, length: u64) -> Answer {
     let end = at.saturating_add(length).min(group.length(0));
     if at < end {
         let whole = group.punchable(at..end);
         let mut change = GroupWrite::default();
-        let ends = match whole.is_empty() {
-            true => vec![at..end],
-            false => vec![at..whole.start, whole.end..end],
-        };
-        for range in ends.into_iter().filter(|range| !range.is_empty()) {
-            let size = range.end - range.start;
-            let zeros = usize::try_from(size).map_err(|_| LccRefusal::TooBig)?;
-            let bytes = Bytes::from(vec![0; zeros]);
-            change.writes.push(DeviceWrite { device_index: 0, at: range.start, bytes });
-        }
-        if !whole.is_empty() {
+        if whole.is_empty() {
+            change.writes.extend(zeros(at..end));
+        } else {
+            change.writes.extend(zeros(at..whole.start));
+            change.writes.extend(zeros(whole.end..end));
             change.punches.push((0, whole));
         }
         group.write(change).await.map_err(write_refusal)?;
     }
     told(LccReply::Length(group.length(0)))
 }
+
+/// Orders that are kept though nobody waits.
+const TURNS_KEPT: usize = 1024;

@@ -238,11 +238,6 @@ impl Log {
         self.used_from = root.checkpoint_at;
         Switch { root: root.write(self.device, self.role), punch_at, punch_length }
     }
-
-    /// End of the log.
-    pub fn end(&self) -> u64 {
-        self.end
-    }
 }
 
 /// Reads a log: asks for bytes, gives records, and at last the log's end.

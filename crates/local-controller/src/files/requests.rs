@@ -203,11 +203,7 @@ impl Files {
             DirectoryOp::Sync => directory.sync().await,
             DirectoryOp::Remove => self.remove_directory(layout, &directory).await,
             op if operation_of(&op).is_some() => {
-                let around = Circumstances {
-                    now: self.now(),
-                    new_id: self.id_for(&op).await?,
-                    layout: layout.clone(),
-                };
+                let around = Circumstances { now: self.now(), new_id: self.id_for(&op).await? };
                 directory.change(op, around).await
             }
             op => directory.look(&op),

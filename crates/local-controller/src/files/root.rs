@@ -3,7 +3,7 @@
 //! # Theory
 //! The map names it. Where it does not, the LC of the lowest server makes a directory and offers it;
 //! the coordinators take the first that is offered, and who was later removes its own. The others
-//! wait, and longer the higher their number, in case the lowest ones are away.
+//! that have registered wait, and longer the higher their number, in case the lowest are away.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -26,7 +26,8 @@ pub async fn ensure_root(files: Rc<Files>) {
     let begun = Instant::now();
     while lcc.map().root.is_none() {
         let map = lcc.map();
-        let lower = map.servers.range(..lcc.id().server).count();
+        let lower = map.servers.range(..lcc.id().server);
+        let lower = lower.filter(|(_, server)| server.lc.is_some()).count();
         let turn = TURN * u32::try_from(lower).unwrap_or(u32::MAX);
         if lcc.lease_valid() && turn <= begun.elapsed() {
             match make_root(&files).await {

@@ -76,8 +76,6 @@ pub struct Circumstances {
     pub now: FileTime,
     /// A number that no device has, for a file whose bytes are inline.
     pub new_id: DeviceId,
-    /// The directory's group.
-    pub layout: GroupLayout,
 }
 
 impl Pending {
@@ -348,7 +346,7 @@ impl Draft<'_> {
             FileData::Device(layout) => layout.group(),
             FileData::None | FileData::Inline(_) => self.around.new_id,
         };
-        if self.attributes(id).is_some() {
+        if self.attributes(id).is_some() || self.is_to_remove(id) {
             return Err(LccRefusal::Conflict);
         }
         let replaced = self.release(old.as_ref());
@@ -413,6 +411,9 @@ impl Draft<'_> {
             }
         } else {
             entry.home = Some(home);
+        }
+        if entry.home.as_ref().is_some_and(|home| self.is_to_remove(home.group())) {
+            return Err(LccRefusal::Conflict);
         }
         let old = self.entry(&entry.name).cloned();
         if let Some(old) = &old {
@@ -522,6 +523,9 @@ impl Draft<'_> {
         }
         if let Some((data, size)) = &changes.data {
             check_data(data, *size)?;
+            if matches!(data, FileData::Device(layout) if self.is_to_remove(layout.group())) {
+                return Err(LccRefusal::Conflict);
+            }
         }
         if changes.size.is_some_and(|size| size > i64::MAX as u64) {
             return Err(LccRefusal::TooBig);
@@ -626,6 +630,11 @@ impl Draft<'_> {
             Some(_) => None,
             None => self.attributes(entry.id).cloned().map(Box::new),
         }
+    }
+
+    /// It was given up or removed: it never gets a name again.
+    fn is_to_remove(&self, device: DeviceId) -> bool {
+        laid_over(&self.pending.to_remove, &self.state.to_remove, &device).is_some()
     }
 
     fn entry_count(&self) -> i64 {
@@ -738,9 +747,7 @@ impl Draft<'_> {
             }
             (Some(_), _) => Some(entry.clone()),
             (None, _) => {
-                let Some(attributes) = self.attributes(entry.id).cloned() else {
-                    return None;
-                };
+                let attributes = self.attributes(entry.id).cloned()?;
                 if attributes.nlink <= 1 {
                     self.drop_file(&attributes);
                 } else {

@@ -81,7 +81,6 @@ impl Bench {
         let around = Circumstances {
             now: FileTime { seconds: self.time, nanoseconds: 0 },
             new_id: DeviceId(self.next),
-            layout: layout(&[GROUP, GROUP + 1]),
         };
         change(&self.state, &mut self.pending, op, &around)
     }
@@ -100,9 +99,8 @@ impl Bench {
         for change in &changes {
             records[usize::from(change.role().device_index())].push(change.encode());
         }
-        for place in 0..2 {
-            let write = self.logs[place].append(&records[place]);
-            self.devices[place].write(&write);
+        for ((log, device), records) in self.logs.iter_mut().zip(&mut self.devices).zip(&records) {
+            device.write(&log.append(records));
         }
         let before = self.state.names.len();
         changes.into_iter().for_each(|change| self.state.apply(change));
