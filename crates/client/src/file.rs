@@ -338,11 +338,16 @@ impl File {
         let home = &node.home;
         let moved = async {
             self.inner.clone().begin_upload(home.clone(), layout.clone()).await?;
+            let mut end = 0;
             for (at, bytes) in pieces.iter().filter(|(_, bytes)| !bytes.is_empty()) {
                 self.inner.write_device(home, &layout, *at, bytes.clone(), true).await?;
+                end = end.max(at + bytes.len() as u64);
             }
-            let op = FileOp::Truncate { length: size, home: self.home_device() };
-            self.inner.ask_file(&layout, op, Payload::empty()).await?;
+            if end < size {
+                // A last zero makes the length, and the device where it never was.
+                let zero = Bytes::from_static(&[0]);
+                self.inner.write_device(home, &layout, size - 1, zero, true).await?;
+            }
             self.change_data(node, FileData::Device(layout.clone()), size).await
         };
         let moved = moved.await;

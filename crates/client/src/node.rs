@@ -378,7 +378,17 @@ impl Directory {
         to: &[u8],
         options: RenameOptions,
     ) -> Result<(), Error> {
-        let (entry, _) = self.entry(from).await?;
+        let (entry, there) = tokio::join!(self.entry(from), target.entry(to));
+        let (entry, _) = entry?;
+        if let Ok((there, _)) = there
+            && there.id == entry.id
+            && entry.kind != FileKind::Directory
+        {
+            return self
+                .rename_onto_itself(from, &entry, options)
+                .await
+                .map_err(|e| e.about(text(to)));
+        }
         let moved = self.child(&entry);
         if let Some(moved) = &moved {
             target.check_not_below(moved, to).await?;
@@ -420,6 +430,25 @@ impl Directory {
         }
         let elsewhere = |e: &DirectoryEntry| e.kind != FileKind::Directory;
         self.inner.count_down(replaced.filter(elsewhere)).await
+    }
+
+    /// Both are names of one file: POSIX says that nothing happens. If it has only one, a rename was
+    /// interrupted between its two steps, and is finished.
+    async fn rename_onto_itself(
+        &self,
+        from: &[u8],
+        entry: &DirectoryEntry,
+        options: RenameOptions,
+    ) -> Result<(), Error> {
+        if options.no_replace {
+            return Err(Error::Exists { path: text(from) });
+        }
+        let node = self.inner.node_of(&self.layout, entry, None).await?;
+        if 1 < node.attributes.nlink {
+            return Ok(());
+        }
+        let flags = UnlinkFlags { keep: true, directory: false };
+        self.ask(self.unlink_op(from, Some(entry.id), flags)).await.map(|_| ())
     }
 
     /// A directory cannot become its own descendant.

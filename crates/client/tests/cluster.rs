@@ -398,3 +398,47 @@ fn files_live_with_two_servers_away() {
         same(&c.get_bytes("/after").await.unwrap(), &pattern(700_000, 2), "/after");
     });
 }
+
+#[test] // Proves: W-9, W-10, S-4. What was synced survives a power cut of all servers.
+fn what_was_synced_survives_a_power_cut_of_all() {
+    for seed in 30..34 {
+        run(seed, async |simulation| {
+            let (world, c) = World::start(&simulation).await;
+            c.mkdir_all("/a/b", &directory()).await.unwrap();
+            c.sync("/a").await.unwrap();
+            c.sync("/a/b").await.unwrap();
+            let stable = PutOptions { stable: true, ..PutOptions::default() };
+            for (number, size) in [100, 10_000, 800_000].into_iter().enumerate() {
+                let path = format!("/a/b/f{number}");
+                c.put_bytes(&path, pattern(size, size as u64), stable.clone()).await.unwrap();
+            }
+            let file = c.open("/a/b/f1").await.unwrap();
+            file.write(9_000, pattern(5_000, 7)).await.unwrap();
+            file.sync().await.unwrap();
+            // Not synced: may be there or not, whole.
+            c.put_bytes("/a/b/held", pattern(3_000, 3), PutOptions::default()).await.unwrap();
+            (1..=SERVERS).for_each(|number| world.cluster.power_cut(number));
+            for which in [1, 2] {
+                world.lcs.borrow()[which - 1].kill();
+            }
+            sleep(Duration::from_secs(1)).await;
+            (1..=SERVERS).for_each(|number| world.cluster.power_on(number));
+            for which in [1, 2] {
+                world.lcs.borrow_mut()[which as usize - 1] = world.cluster.start_lc_process(which);
+            }
+            let c = world.client().await;
+            for (number, size) in [(0, 100), (2, 800_000)] {
+                let found = c.get_bytes(format!("/a/b/f{number}")).await.unwrap();
+                same(&found, &pattern(size, size as u64), number);
+            }
+            let mut expect = pattern(10_000, 10_000)[..9_000].to_vec();
+            expect.extend_from_slice(&pattern(5_000, 7));
+            same(&c.get_bytes("/a/b/f1").await.unwrap(), &expect, "f1");
+            match c.get_bytes("/a/b/held").await {
+                Ok(found) => same(&found, &pattern(3_000, 3), "held"),
+                Err(error) => assert!(matches!(error, Error::NotFound { .. }), "{error:?}"),
+            }
+            c.put_bytes("/a/b/new", pattern(9_000, 1), PutOptions::default()).await.unwrap();
+        });
+    }
+}
