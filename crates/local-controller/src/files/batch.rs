@@ -29,8 +29,9 @@ use tokio::task::spawn_local;
 
 use super::access::{GroupAccess, Part};
 use super::log::{Checkpoint, Log, LogRole, LogWrite, Replay, Step};
+use super::pending::{self, BatchNumber, Pending};
 use super::record::Change;
-use super::rules::{self, BatchNumber, Circumstances, Pending, Verdict};
+use super::rules::{self, Circumstances, Verdict};
 use super::state::State;
 
 /// A directory of which this LCC is the owner.
@@ -105,7 +106,7 @@ impl<G: GroupAccess> Directory<G> {
         );
         loop {
             self.check()?;
-            if BATCH_BYTES_MAX < self.core.borrow().pending.bytes() {
+            if BATCH_BYTES_MAX < self.core.borrow().pending.bytes {
                 self.next_batch().await;
                 continue;
             }
@@ -178,7 +179,7 @@ impl<G: GroupAccess> Directory<G> {
     /// The portions of a group on the to-remove list are gone.
     pub async fn removed(self: Rc<Self>, device: DeviceId) -> Result<(), LccRefusal> {
         self.check()?;
-        let batch = rules::removed(&mut self.core.borrow_mut().pending, device);
+        let batch = pending::removed(&mut self.core.borrow_mut().pending, device);
         self.begin_writing();
         self.decided(batch).await
     }
@@ -187,7 +188,7 @@ impl<G: GroupAccess> Directory<G> {
     pub fn abandon_old_uploads(self: &Rc<Self>, before: i64) -> usize {
         let count = {
             let core = &mut *self.core.borrow_mut();
-            rules::abandon_old(&core.state, &mut core.pending, before)
+            pending::abandon_old(&core.state, &mut core.pending, before)
         };
         if count > 0 {
             self.begin_writing();

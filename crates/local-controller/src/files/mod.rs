@@ -5,6 +5,7 @@
 //! | `requests.rs`   | who answers a request of a client, and with what                         |
 //! | `batch.rs`      | when changes of a directory are decided: group commit, checkpoints       |
 //! | `rules.rs`      | what an operation on a directory changes                                 |
+//! | `pending.rs`    | what is changed and not yet decided                                      |
 //! | `checks.rs`     | what is refused                                                          |
 //! | `state.rs`      | a directory as decided                                                   |
 //! | `record.rs`     | what its log's records say                                               |
@@ -20,6 +21,7 @@ mod bytes_le;
 mod checks;
 mod file;
 mod log;
+mod pending;
 mod record;
 mod removal;
 mod requests;

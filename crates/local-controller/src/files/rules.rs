@@ -12,11 +12,8 @@
 //! # Invariants
 //! P1 A refused operation changed nothing.
 //! P2 An operation id is done once: a repeat is answered as the first, or waits for it.
-//! P3 `Pending` has, of what a key was given in several batches, the newest.
 //! # Source
 //! DESIGN 8, W-7 (inside a group), F-9, N-4; L2 of `wire::lcc`.
-
-use std::collections::BTreeMap;
 
 use braid_terms::{DeviceId, GroupLayout};
 use braid_wire::lcc::{
@@ -29,34 +26,9 @@ use super::checks::{
     bad, changed_xattrs, check_data, check_directory_layout, check_layout, check_name, check_new,
     check_replace, check_xattrs,
 };
-use super::record::{Answer, Change, OwnState, Upload};
+use super::pending::{BatchNumber, Pending, laid_over};
+use super::record::{Answer, OwnState, Upload};
 use super::state::{State, without_inline};
-
-/// Number of a batch, in the order of deciding.
-pub type BatchNumber = u64;
-
-/// Changes that are not decided yet, by what they change.
-#[derive(Default)]
-pub struct Pending {
-    /// The batch that is being collected.
-    batch: BatchNumber,
-    names: Overlay<Bytes, DirectoryEntry>,
-    attributes: Overlay<DeviceId, Attributes>,
-    uploads: Overlay<DeviceId, Upload>,
-    to_remove: Overlay<DeviceId, GroupLayout>,
-    operations: Overlay<OperationId, Answer>,
-    own: Option<(BatchNumber, OwnState)>,
-    /// In the order of their doing, in the batch that is being collected.
-    operations_new: Vec<OperationId>,
-    /// Above those given, if any was given since the start.
-    next_cookie: u64,
-    /// Entries with all changes, minus those that are decided.
-    entries_added: i64,
-    /// Of the batch that is being collected, about.
-    bytes: usize,
-}
-
-type Overlay<K, V> = BTreeMap<K, (BatchNumber, Option<V>)>;
 
 /// What becomes of an operation.
 #[derive(Debug)]
@@ -76,101 +48,6 @@ pub struct Circumstances {
     pub now: FileTime,
     /// A number that no device has, for a file whose bytes are inline.
     pub new_id: DeviceId,
-}
-
-impl Pending {
-    /// For a state without undecided changes.
-    pub fn new(state: &State) -> Self {
-        Self { batch: 1, next_cookie: state.next_cookie, ..Self::default() }
-    }
-
-    /// Bytes of the batch being collected, about.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Whether the batch being collected has any change.
-    pub fn is_empty(&self) -> bool {
-        self.operations_new.is_empty() && self.changed_keys() == 0
-    }
-
-    fn changed_keys(&self) -> usize {
-        let batch = self.batch;
-        fn count<K, V>(overlay: &Overlay<K, V>, batch: BatchNumber) -> usize {
-            overlay.values().filter(|(of, _)| *of == batch).count()
-        }
-        count(&self.uploads, batch)
-            + count(&self.to_remove, batch)
-            + count(&self.attributes, batch)
-            + count(&self.names, batch)
-    }
-
-    /// Ends the batch being collected: its number and changes. A next one begins.
-    pub fn close(&mut self) -> (BatchNumber, Vec<Change>) {
-        let batch = self.batch;
-        let mut changes = Vec::new();
-        let own = self.own.iter().filter(|(of, _)| *of == batch);
-        changes.extend(own.map(|(_, own)| Change::Directory(own.clone())));
-        // Removals of names go first: an entry may take over the cookie of a removed one.
-        let names = in_batch(&self.names, batch);
-        let (entered, removed): (Vec<_>, Vec<_>) = names.partition(|(_, entry)| entry.is_some());
-        changes.extend(removed.iter().map(|(name, _)| Change::RemoveName((*name).clone())));
-        changes.extend(entered.into_iter().filter_map(|(_, e)| e.clone()).map(Change::Enter));
-        changes.extend(in_batch(&self.attributes, batch).map(
-            |(id, attributes)| match attributes {
-                Some(attributes) => Change::Attributes(Box::new(attributes.clone())),
-                None => Change::RemoveAttributes(*id),
-            },
-        ));
-        changes.extend(in_batch(&self.uploads, batch).map(|(device, upload)| match upload {
-            Some(upload) => Change::Upload(upload.clone()),
-            None => Change::UploadEnded(*device),
-        }));
-        changes.extend(in_batch(&self.to_remove, batch).map(|(device, layout)| match layout {
-            Some(layout) => Change::ToRemove(layout.clone()),
-            None => Change::Removed(*device),
-        }));
-        for operation in std::mem::take(&mut self.operations_new) {
-            let (_, answer) = &self.operations[&operation];
-            let answer = answer.clone().expect("operations are only added");
-            changes.push(Change::Operation(operation, answer));
-        }
-        self.batch += 1;
-        self.bytes = 0;
-        (batch, changes)
-    }
-
-    /// A batch is decided, and its changes are in the state: they are not pending any more.
-    pub fn decided(&mut self, batch: BatchNumber, state: &State, entries_before: usize) {
-        fn settle<K: Ord, V>(overlay: &mut Overlay<K, V>, batch: BatchNumber) {
-            overlay.retain(|_, (of, _)| *of > batch);
-        }
-        settle(&mut self.names, batch);
-        settle(&mut self.attributes, batch);
-        settle(&mut self.uploads, batch);
-        settle(&mut self.to_remove, batch);
-        settle(&mut self.operations, batch);
-        self.own.take_if(|(of, _)| *of <= batch);
-        self.entries_added -= state.names.len() as i64 - entries_before as i64;
-    }
-}
-
-fn in_batch<K, V>(
-    overlay: &Overlay<K, V>,
-    batch: BatchNumber,
-) -> impl Iterator<Item = (&K, &Option<V>)> {
-    overlay.iter().filter(move |(_, (of, _))| *of == batch).map(|(key, (_, value))| (key, value))
-}
-
-fn laid_over<'a, K: Ord, V>(
-    overlay: &'a Overlay<K, V>,
-    below: &'a BTreeMap<K, V>,
-    key: &K,
-) -> Option<&'a V> {
-    match overlay.get(key) {
-        Some((_, value)) => value.as_ref(),
-        None => below.get(key),
-    }
 }
 
 /// Does a changing operation, or refuses it.
@@ -194,28 +71,6 @@ pub fn change(
     pending.operations.insert(operation, (batch, Some(answer)));
     pending.operations_new.push(operation);
     Ok(Verdict::Batched(batch, reply))
-}
-
-/// The portions of a removed group are gone: it leaves the to-remove list.
-pub fn removed(pending: &mut Pending, device: DeviceId) -> BatchNumber {
-    pending.to_remove.insert(device, (pending.batch, None));
-    pending.batch
-}
-
-/// Uploads that were begun before `before` are given up; how many.
-pub fn abandon_old(state: &State, pending: &mut Pending, before: i64) -> usize {
-    let old: Vec<_> =
-        state.uploads.values().filter(|u| u.begun < before).map(|u| u.layout.clone()).collect();
-    let mut count = 0;
-    for layout in old {
-        let device = layout.group();
-        if laid_over(&pending.uploads, &state.uploads, &device).is_some() {
-            pending.uploads.insert(device, (pending.batch, None));
-            pending.to_remove.insert(device, (pending.batch, Some(layout)));
-            count += 1;
-        }
-    }
-    count
 }
 
 /// The id of an operation that changes something.

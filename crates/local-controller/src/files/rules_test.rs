@@ -1,9 +1,13 @@
 //! Random operations against a plain model; stops between any two writes; repeats.
 
+use std::collections::BTreeMap;
+
 use braid_terms::{DiskId, LayoutGeneration, RaidScheme};
 
 use super::super::log::test::Device;
 use super::super::log::{Log, LogRole};
+use super::super::pending::removed;
+use super::super::record::Change;
 use super::*;
 
 const GROUP: u64 = 10;
