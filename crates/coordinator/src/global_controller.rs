@@ -1,0 +1,577 @@
+//! The global controller: leases, grants, and who works what off. A core with explicit time.
+//!
+//! # Theory
+//! The elected coordinator has one of these for its term and drops it when the term ends. Nothing
+//! of it is in the log: leases run out by themselves, and owners tell what they own (O-3).
+//! ```text
+//! LC in the map  -Renew, quorum round-> lease until arrival + 3.06 s
+//!                -no renewal-> lease over -somebody wants its groups, or 1.5 s more-> condemned
+//!                -`Invalidate` committed-> out of the map: its groups may be granted
+//! ```
+//! | group                      | asked by its LCC     | asked by another                           |
+//! |----------------------------|----------------------|--------------------------------------------|
+//! | granted, holder valid      | a new grant          | the holder, or wait where its lease is over|
+//! | in a live range            | as if unknown        | the LCC of the range, or wait likewise     |
+//! | unknown, not all LCs heard | wait                 | wait                                       |
+//! | unknown, all heard         | a new grant          | a new grant                                |
+//! # Invariants
+//! G1 A group is granted to another LCC only after its holder is out of the map, or released it.
+//! G2 A condemned LC gets no lease any more.
+//! G3 A device that nobody listed is granted only when every LC of the map has told its holdings to
+//!    this term (O-3).
+//! G4 Grant numbers of a term grow.
+//! # Failure
+//! A new term begins with all leases whole: one full lease from its election (O-4).
+//! # Source
+//! O-2, O-3, O-4, O-5, O-6, O-8, F-4. DESIGN-REASONS 6, 7, 10.
+//! # Not here
+//! Quorum rounds and proposals: `driver.rs`. What may be recorded: `facts.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use braid_env::Moment;
+use braid_terms::{
+    DeviceId, DiskId, DiskState, Fact, FactKind, FactNumber, GrantNumber, Incarnation, LEASE_MS,
+    ServerId,
+};
+
+use crate::state_machine::StateMachine;
+
+/// The global controller of one term.
+pub struct GlobalController {
+    term: u64,
+    /// Grants given in this term.
+    counter: u64,
+    /// Incarnations above it began in this term, so they own nothing that was not granted by us.
+    last_incarnation_before: Incarnation,
+    /// The map for which the tables below were looked through.
+    map_version: u64,
+    lcs: BTreeMap<Incarnation, LcLease>,
+    ios: BTreeMap<Incarnation, IoLease>,
+    holders: BTreeMap<DeviceId, Holding>,
+    /// Numbers of live ranges that their LCC does not own any more.
+    given_up: BTreeSet<DeviceId>,
+    /// When we first knew that a pending LCC incarnation is invalid.
+    dead_since: BTreeMap<Incarnation, Moment>,
+    /// Where the next answer to an LC's `Work` begins.
+    work_cursors: BTreeMap<Incarnation, FactNumber>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LcLease {
+    until: Moment,
+    /// Told what its LCCs own.
+    told: bool,
+    /// Its invalidation was ordered.
+    condemned: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct IoLease {
+    disk: DiskId,
+    until: Moment,
+    bytes_total: u64,
+    /// None where it was not heard in this term.
+    bytes_free: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Holding {
+    lcc: Incarnation,
+    grant: GrantNumber,
+}
+
+/// What the driver is to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Propose that this LC is invalid.
+    Invalidate(Incarnation),
+}
+
+/// The answer to who owns a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ownership {
+    /// The asking LCC does, from now on.
+    Granted(GrantNumber),
+    /// This LCC incarnation does.
+    OwnedBy(Incarnation),
+    /// Nobody is known to.
+    Nobody,
+    /// To be asked again after so many milliseconds.
+    Wait(u32),
+    /// The asking LCC is not valid.
+    Invalid,
+}
+
+impl GlobalController {
+    /// Begins a term, with the state as of its first entry.
+    #[must_use]
+    pub fn new(term: u64, now: Moment, state: &StateMachine) -> Self {
+        let mut new = Self {
+            term,
+            counter: 0,
+            last_incarnation_before: state.last_incarnation(),
+            map_version: 0,
+            lcs: BTreeMap::new(),
+            ios: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            given_up: BTreeSet::new(),
+            dead_since: BTreeMap::new(),
+            work_cursors: BTreeMap::new(),
+        };
+        new.follow_map(now, state);
+        new
+    }
+
+    /// Takes over who is in the map and who is not any more.
+    fn follow_map(&mut self, now: Moment, state: &StateMachine) {
+        let map = state.map();
+        if map.version == self.map_version {
+            return;
+        }
+        self.map_version = map.version;
+        let valid: BTreeSet<_> = map.servers.values().filter_map(|server| server.lc).collect();
+        self.lcs.retain(|lc, _| valid.contains(lc));
+        self.work_cursors.retain(|lc, _| valid.contains(lc));
+        for lc in valid {
+            let told = lc > self.last_incarnation_before;
+            let lease = LcLease { until: now + lease_at_gc(), told, condemned: false };
+            self.lcs.entry(lc).or_insert(lease);
+        }
+        let disks = map.disks.values().filter_map(|disk| Some((disk.incarnation?, disk.id)));
+        let valid: BTreeMap<_, _> = disks.collect();
+        self.ios.retain(|io, _| valid.contains_key(io));
+        for (io, disk) in valid {
+            let until = now + UNHEARD_DISK;
+            let lease = IoLease { disk, until, bytes_total: 0, bytes_free: None };
+            self.ios.entry(io).or_insert(lease);
+        }
+        let lccs = map.servers.values().flat_map(|server| server.lccs.iter().copied().flatten());
+        let lccs: BTreeSet<_> = lccs.collect();
+        self.holders.retain(|_, holding| lccs.contains(&holding.lcc));
+        self.given_up.retain(|group| state.range_owner(*group).is_some());
+        let pending: BTreeSet<_> = state.facts().pending().collect();
+        self.dead_since.retain(|dead, _| pending.contains(dead));
+        for dead in pending.difference(&lccs) {
+            self.dead_since.entry(*dead).or_insert(now);
+        }
+    }
+
+    /// Looks whether anybody's lease is over for long; called several times a second.
+    pub fn tick(&mut self, now: Moment, state: &StateMachine, effects: &mut Vec<Effect>) {
+        self.follow_map(now, state);
+        for (lc, lease) in &mut self.lcs {
+            if lease.condemned || now >= lease.until + LEASE_OVERDUE {
+                lease.condemned = true;
+                // Also again: a proposal may have come to nothing.
+                effects.push(Effect::Invalidate(*lc));
+            }
+        }
+    }
+
+    /// Renews an LC's lease, which was asked for at `arrived`, after a quorum round begun later.
+    ///
+    /// Errors: the LC is invalid or about to be. Source: O-4.
+    pub fn renew(
+        &mut self,
+        now: Moment,
+        arrived: Moment,
+        state: &StateMachine,
+        lc: Incarnation,
+    ) -> Result<Renewal, Refused> {
+        self.follow_map(now, state);
+        let Some(lease) = self.lcs.get_mut(&lc).filter(|lease| !lease.condemned) else {
+            return Err(Refused);
+        };
+        lease.until = lease.until.max(arrived + lease_at_gc());
+        Ok(Renewal { tell_holdings: !lease.told })
+    }
+
+    /// Renews the lease of an I/O server.
+    ///
+    /// Errors: it is invalid.
+    pub fn renew_io(
+        &mut self,
+        now: Moment,
+        arrived: Moment,
+        state: &StateMachine,
+        io: Incarnation,
+        space: DiskSpace,
+    ) -> Result<(), Refused> {
+        self.follow_map(now, state);
+        let lease = self.ios.get_mut(&io).ok_or(Refused)?;
+        lease.until = arrived + lease_at_gc();
+        lease.bytes_total = space.bytes_total;
+        lease.bytes_free = Some(space.bytes_free);
+        Ok(())
+    }
+
+    /// Asks for the owner of a group, to become it where there is none. Source: O-2, O-3.
+    pub fn grant(
+        &mut self,
+        now: Moment,
+        state: &StateMachine,
+        lcc: Incarnation,
+        group: DeviceId,
+        effects: &mut Vec<Effect>,
+    ) -> Ownership {
+        self.follow_map(now, state);
+        let Some((_, lc)) = state.find_lcc(lcc) else {
+            return Ownership::Invalid;
+        };
+        if self.lcs.get(&lc).is_none_or(|lease| lease.condemned) {
+            return Ownership::Invalid;
+        }
+        let owner = self.owner(state, group);
+        match owner {
+            Some(owner) if owner != lcc => {
+                return self.point_to(now, state, owner, effects);
+            }
+            // It asks although it was granted: the answer was lost. Or it does not count a number
+            // of its own range as its own: then somebody else may, whom we may not know yet.
+            Some(_) if self.holders.contains_key(&group) => {}
+            _ => {
+                if let Some(wait) = self.wait_for_holdings(now, effects) {
+                    return wait;
+                }
+            }
+        }
+        let grant = self.next_grant();
+        self.holders.insert(group, Holding { lcc, grant });
+        Ownership::Granted(grant)
+    }
+
+    /// Only looks who owns a group.
+    pub fn find_owner(
+        &mut self,
+        now: Moment,
+        state: &StateMachine,
+        group: DeviceId,
+        effects: &mut Vec<Effect>,
+    ) -> Ownership {
+        self.follow_map(now, state);
+        match self.owner(state, group) {
+            Some(owner) => self.point_to(now, state, owner, effects),
+            None => Ownership::Nobody,
+        }
+    }
+
+    /// The LCC that owns a group, as far as is known in this term.
+    fn owner(&self, state: &StateMachine, group: DeviceId) -> Option<Incarnation> {
+        let holder = self.holders.get(&group).map(|holding| holding.lcc);
+        let of_range = || state.range_owner(group).filter(|_| !self.given_up.contains(&group));
+        holder.or_else(of_range).filter(|lcc| state.is_valid_lcc(*lcc))
+    }
+
+    /// The owner, while its LC's lease runs; after it the LC is condemned.
+    fn point_to(
+        &mut self,
+        now: Moment,
+        state: &StateMachine,
+        owner: Incarnation,
+        effects: &mut Vec<Effect>,
+    ) -> Ownership {
+        let lease = state.find_lcc(owner).and_then(|(_, lc)| Some((lc, self.lcs.get_mut(&lc)?)));
+        match lease {
+            Some((_, lease)) if now < lease.until && !lease.condemned => Ownership::OwnedBy(owner),
+            Some((lc, lease)) => {
+                if !lease.condemned {
+                    lease.condemned = true;
+                    effects.push(Effect::Invalidate(lc));
+                }
+                Ownership::Wait(WAIT_SHORT)
+            }
+            None => Ownership::Wait(WAIT_SHORT),
+        }
+    }
+
+    /// While an LC of the map has not told what it owns, a device that nobody listed may be its.
+    fn wait_for_holdings(&mut self, now: Moment, effects: &mut Vec<Effect>) -> Option<Ownership> {
+        let mut wait = None;
+        for (lc, lease) in self.lcs.iter_mut().filter(|(_, lease)| !lease.told) {
+            wait = Some(Ownership::Wait(WAIT_SHORT));
+            if now >= lease.until && !lease.condemned {
+                lease.condemned = true;
+                effects.push(Effect::Invalidate(*lc));
+            }
+        }
+        wait
+    }
+
+    /// A number above every earlier grant of the cluster. Source: O-2.
+    pub fn next_grant(&mut self) -> GrantNumber {
+        self.counter += 1;
+        GrantNumber { term: self.term, counter: self.counter }
+    }
+
+    /// Takes over what an LC says that its LCCs own. Source: O-3.
+    ///
+    /// Errors: the LC is invalid, or speaks of another term.
+    pub fn holdings(
+        &mut self,
+        now: Moment,
+        state: &StateMachine,
+        lc: Incarnation,
+        told: &Told<'_>,
+    ) -> Result<(), Refused> {
+        self.follow_map(now, state);
+        let lease = self.lcs.get_mut(&lc).filter(|lease| !lease.condemned).ok_or(Refused)?;
+        if told.term != self.term {
+            return Err(Refused);
+        }
+        lease.told |= told.last;
+        let server = state.server_of_lc(lc).and_then(|server| state.map().servers.get(&server));
+        let lccs = server.map_or(&[][..], |server| &server.lccs);
+        for (group, grant, index) in told.groups {
+            let Some(lcc) = lccs.get(usize::from(*index)).copied().flatten() else { continue };
+            let holding = Holding { lcc, grant: *grant };
+            let known = self.holders.entry(*group).or_insert(holding);
+            if known.lcc != lcc {
+                tracing::error!(%group, ?known, ?holding, "a group has two holders");
+            }
+            if known.grant < *grant {
+                *known = holding;
+            }
+        }
+        Ok(())
+    }
+
+    /// The LCC owns these no more. A later grant of the same group stays. Source: O-6.
+    pub fn release(
+        &mut self,
+        state: &StateMachine,
+        lcc: Incarnation,
+        groups: &[(DeviceId, GrantNumber)],
+    ) {
+        for (group, grant) in groups {
+            let held = self.holders.get(group);
+            if held.is_some_and(|held| held.lcc == lcc && held.grant <= *grant) {
+                self.holders.remove(group);
+                // Whoever leased its number has not had it since it was granted.
+                if state.range_owner(*group).is_some() {
+                    self.given_up.insert(*group);
+                }
+            }
+        }
+    }
+
+    /// The LCC owns these numbers of its ranges no more.
+    pub fn give_up(&mut self, state: &StateMachine, lcc: Incarnation, groups: &[DeviceId]) {
+        for group in groups {
+            if state.range_owner(*group) == Some(lcc) {
+                self.given_up.insert(*group);
+            }
+        }
+    }
+
+    /// Whether the pending fact of a dead LCC may be closed: one lease after we knew. Source: O-8.
+    pub fn may_close_sweep(
+        &mut self,
+        now: Moment,
+        state: &StateMachine,
+        dead: Incarnation,
+    ) -> Result<(), u32> {
+        self.follow_map(now, state);
+        let since = self.dead_since.get(&dead).copied().unwrap_or_default();
+        let left = lease_at_gc().saturating_sub(now - since);
+        if left.is_zero() { Ok(()) } else { Err(milliseconds(left).clamp(WAIT_SHORT, 500)) }
+    }
+
+    /// What this LC is to work off now. Source: F-4, O-8.
+    pub fn work(&mut self, now: Moment, state: &StateMachine, lc: Incarnation) -> Work {
+        self.follow_map(now, state);
+        let mut live: Vec<Incarnation> = Vec::new();
+        for (other, lease) in &self.lcs {
+            if now < lease.until && !lease.condemned {
+                live.push(*other);
+            }
+        }
+        if !live.contains(&lc) {
+            return Work::default();
+        }
+        let chosen =
+            |number: u64| live[usize::try_from(mix(number) % live.len() as u64).unwrap_or(0)];
+        let mut lc_of = BTreeMap::new();
+        for server in state.map().servers.values() {
+            for lcc in server.lccs.iter().flatten() {
+                lc_of.insert(*lcc, server.lc);
+            }
+        }
+        let is_mine = |group: DeviceId| {
+            let owner = self.owner(state, group).and_then(|owner| lc_of.get(&owner).copied());
+            owner.flatten().filter(|owner| live.contains(owner)).unwrap_or_else(|| chosen(group.0))
+                == lc
+        };
+        let disks: BTreeSet<_> = self.live_disks(now, state).map(|(disk, _)| disk).collect();
+        let can_work = |fact: &Fact| match &fact.kind {
+            FactKind::Pending { .. } => false,
+            FactKind::Suspect { layout, slot, .. } => {
+                disks.contains(&layout.disk(*slot)) && is_mine(layout.group())
+            }
+            FactKind::LocalCopy { server, .. } => {
+                state.map().servers.get(server).and_then(|server| server.lc) == Some(lc)
+            }
+        };
+        // Each answer goes on where the last one ended, so that a fact that cannot be worked off
+        // does not keep others waiting.
+        let begin = self.work_cursors.get(&lc).copied().unwrap_or_default();
+        let facts = state.facts();
+        let behind = facts.above(begin);
+        let before = facts.above(FactNumber(0)).take_while(|fact| fact.number <= begin);
+        let mut work = Work::default();
+        let mut cursor = FactNumber(0);
+        for (scanned, fact) in behind.chain(before).enumerate() {
+            if scanned == WORK_SCAN_MAX || work.facts.len() == WORK_MAX {
+                break;
+            }
+            cursor = fact.number;
+            if can_work(fact) {
+                work.facts.push(fact.clone());
+            }
+        }
+        let is_due = |dead: Incarnation, since: Moment| {
+            now - since >= lease_at_gc() && facts.is_pending(dead) && chosen(dead.0) == lc
+        };
+        let due = self.dead_since.iter().filter(|(dead, since)| is_due(**dead, **since));
+        work.sweeps = due.map(|(dead, _)| *dead).take(SWEEPS_MAX).collect();
+        self.work_cursors.insert(lc, cursor);
+        work
+    }
+
+    /// Disks whose I/O servers hold a lease, with their free space in bytes.
+    pub fn live_disks(
+        &self,
+        now: Moment,
+        state: &StateMachine,
+    ) -> impl Iterator<Item = (DiskId, u64)> {
+        let heard = self.ios.values().filter_map(|lease| lease.bytes_free);
+        // Placement weighs by it; a disk that was not heard yet in this term gets its share.
+        let free_usual = heard.max().unwrap_or(FREE_UNHEARD);
+        self.ios.values().filter_map(move |lease| {
+            let is_lost = state.map().disks.get(&lease.disk)?.state == DiskState::Failed;
+            let is_live = now < lease.until && !is_lost;
+            is_live.then_some((lease.disk, lease.bytes_free.unwrap_or(free_usual)))
+        })
+    }
+
+    /// Disks with total and free bytes, for people.
+    #[must_use]
+    pub fn disk_spaces(&self, now: Moment) -> Vec<(DiskId, u64, u64)> {
+        let live = self.ios.values().filter(|lease| now < lease.until);
+        let heard =
+            live.filter_map(|lease| Some((lease.disk, lease.bytes_total, lease.bytes_free?)));
+        let mut spaces: Vec<_> = heard.collect();
+        spaces.sort_unstable();
+        spaces
+    }
+
+    /// Servers whose LC holds a lease.
+    #[must_use]
+    pub fn live_servers(&self, now: Moment, state: &StateMachine) -> Vec<ServerId> {
+        let servers = state.map().servers.values().filter(|server| {
+            let lease = server.lc.and_then(|lc| self.lcs.get(&lc));
+            lease.is_some_and(|lease| now < lease.until && !lease.condemned)
+        });
+        servers.map(|server| server.id).collect()
+    }
+
+    /// Its term.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Grants given in this term.
+    #[must_use]
+    pub fn grants(&self) -> u64 {
+        self.counter
+    }
+
+    /// Groups with a known owner, number ranges not counted.
+    #[must_use]
+    pub fn groups(&self) -> u64 {
+        self.holders.len() as u64
+    }
+}
+
+/// The lease is renewed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Renewal {
+    /// The LC has not told its holdings to this term.
+    pub tell_holdings: bool,
+}
+
+/// The sender is not valid, or speaks of another term.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refused;
+
+/// Space of a disk in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskSpace {
+    /// All of it.
+    pub bytes_total: u64,
+    /// Free of that.
+    pub bytes_free: u64,
+}
+
+/// One message of `Holdings`.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// The term that asked.
+    pub term: u64,
+    /// Group, grant, LCC index.
+    pub groups: &'a [(DeviceId, GrantNumber, u8)],
+    /// Nothing follows.
+    pub last: bool,
+}
+
+/// What an LC is to work off.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Work {
+    /// Facts.
+    pub facts: Vec<Fact>,
+    /// Dead LCC incarnations.
+    pub sweeps: Vec<Incarnation>,
+}
+
+/// A lease as we count it: from the arrival of the renewal, and 2 % for drift. Source: O-4.
+const fn lease_at_gc() -> Duration {
+    Duration::from_millis(LEASE_MS + LEASE_MS / 50)
+}
+
+fn milliseconds(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// Spreads consecutive numbers.
+fn mix(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
+/// A lease that is over for so long ends the LC although nobody wants its groups.
+const LEASE_OVERDUE: Duration = Duration::from_millis(1500);
+
+/// How long an I/O server of the map counts as live before it was heard.
+const UNHEARD_DISK: Duration = Duration::from_millis(2500);
+
+/// Milliseconds after which an invalidation or the holdings may be there.
+const WAIT_SHORT: u32 = 50;
+
+/// Bytes that count as free on a disk when none was heard yet.
+const FREE_UNHEARD: u64 = 1 << 40;
+
+/// Facts in one answer to `Work`.
+const WORK_MAX: usize = 256;
+
+/// Facts looked at for one answer to `Work`.
+const WORK_SCAN_MAX: usize = 20_000;
+
+/// Dead LCCs in one answer to `Work`.
+const SWEEPS_MAX: usize = 16;
+
+#[cfg(test)]
+#[path = "global_controller_test.rs"]
+mod test;
