@@ -15,7 +15,7 @@ mod group;
 pub mod lc;
 mod lcc;
 mod placement;
-mod policy;
+pub mod policy;
 
 pub use group::{DeviceWrite, Group, GroupWrite, ReadError, WriteError};
 pub use lcc::{Lcc, OwnError, PlaceError};

@@ -8,7 +8,9 @@ use braid_terms::{
 
 /// What a new object gets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Choice {
+pub struct Choice<'a> {
+    /// The policy that decided; none for the cluster's default.
+    pub policy: Option<&'a str>,
     /// Scheme.
     pub scheme: RaidScheme,
     /// Bytes of a strip.
@@ -20,7 +22,11 @@ pub struct Choice {
 /// Chooses for a new object. Directories without a policy of their own have as many copies as
 /// survive what the default file scheme survives.
 #[must_use]
-pub fn choose(map: &ClusterMap, data_type: DataType, question: &PolicyQuestion) -> Choice {
+pub fn choose<'a>(
+    map: &'a ClusterMap,
+    data_type: DataType,
+    question: &PolicyQuestion,
+) -> Choice<'a> {
     let default = map.scheme_default.unwrap_or(SCHEME_DEFAULT);
     let policy = map.policies.iter().find(|policy| matches(policy, data_type, question));
     let fallback = match data_type {
@@ -31,6 +37,7 @@ pub fn choose(map: &ClusterMap, data_type: DataType, question: &PolicyQuestion) 
         }
     };
     Choice {
+        policy: policy.map(|policy| policy.name.as_str()),
         scheme: policy.and_then(|policy| policy.scheme).unwrap_or(fallback),
         strip_size: policy.and_then(|policy| policy.strip_size).unwrap_or(STRIP_DEFAULT),
         spread: policy.and_then(|policy| policy.spread).unwrap_or_default(),
