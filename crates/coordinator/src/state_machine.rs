@@ -381,4 +381,4 @@ const POLICIES_MAX: usize = 1000;
 
 #[cfg(test)]
 #[path = "state_machine_test.rs"]
-mod test;
+pub(crate) mod test;
