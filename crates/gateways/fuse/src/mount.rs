@@ -178,6 +178,15 @@ impl Flags {
             MountOption::Subtype("braid".to_owned()),
             MountOption::DefaultPermissions,
         ]);
+        // A mount of root's is a file system like any other, unless it is told not to be.
+        for (may, may_not) in
+            [(MountOption::Dev, MountOption::NoDev), (MountOption::Suid, MountOption::NoSuid)]
+        {
+            let said = [&may, &may_not].into_iter().any(|option| self.kernel.contains(option));
+            if is_root && !said {
+                config.mount_options.push(may);
+            }
+        }
         if self.read_only {
             config.mount_options.push(MountOption::RO);
         }

@@ -469,10 +469,36 @@ impl<S: Store> Vfs<S> {
                 _ => {}
             }
         }
+        let homes = [source.0.home.group(), target.0.home.group()];
+        let touched: Vec<_> = match &taken {
+            Some(taken) if mode == RenameMode::Exchange => vec![moved.clone(), taken.clone()],
+            _ => vec![moved.clone()],
+        };
         if mode == RenameMode::Exchange {
-            return self.exchange(source, target, moved, taken.ok_or(Errno::NOENT)?).await;
+            self.exchange(source, target, moved, taken.ok_or(Errno::NOENT)?).await?;
+        } else {
+            self.replace(source, target, moved, taken).await?;
         }
-        self.replace(source, target, moved, taken).await
+        for entry in touched {
+            let within = homes[0] == homes[1] && entry.home.is_none();
+            self.touch_renamed(&entry, within).await;
+        }
+        Ok(())
+    }
+
+    /// What got a new name has a new time of change. Where its record is not in the directory of the
+    /// rename, the owner of the names did not see to that.
+    async fn touch_renamed(&self, entry: &DirectoryEntry, is_done: bool) {
+        let Some(inode) = self.shared.inodes.get(entry.id) else { return };
+        inode.state().fetched_ms = 0;
+        if is_done {
+            return;
+        }
+        let mode = Some(inode.state().record.mode);
+        let changes = AttributeChanges { mode, ..AttributeChanges::default() };
+        if let Err(error) = self.change_record(&inode, changes, false).await {
+            tracing::debug!(id = %entry.id, ?error, "renamed, and its time of change is old");
+        }
     }
 
     /// A rename that replaces what has the name.

@@ -106,6 +106,7 @@ impl<S: Store> Vfs<S> {
         len: usize,
     ) -> Outcome<Bytes> {
         let inode = &handle.inode;
+        let mut has_fetched = false;
         loop {
             let progress = inode.progress.notified();
             let plan = inode.state().plan_read(at, len);
@@ -113,7 +114,10 @@ impl<S: Store> Vfs<S> {
                 ReadPlan::Now(_) => break,
                 ReadPlan::Wait => progress.await,
                 ReadPlan::Unknown => self.ensure_bytes(inode).await?,
-                ReadPlan::Fetch if handle.follows(at) => {
+                // What waits to be written next to it, or a unit's edge, may keep a fetch from being
+                // enough: then exactly what is asked is read.
+                ReadPlan::Fetch if handle.follows(at) && !has_fetched => {
+                    has_fetched = true;
                     handle.ahead_end.store(at, Ordering::Relaxed);
                     let Some(unit) = self.plan_unit(handle, at) else { break };
                     self.read_ahead(handle);
