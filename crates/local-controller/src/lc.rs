@@ -26,6 +26,7 @@ use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorR
 use braid_wire::coordinator_client::{CoordinatorClient, CoordinatorError};
 use braid_wire::io::{IoReply, IoRequest};
 use braid_wire::rpc::Peer;
+use futures_util::StreamExt;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
@@ -286,22 +287,25 @@ impl Lc {
 
     /// Works off facts and dead LCCs. Source: F-4, O-8.
     async fn work(self: Rc<Self>) {
+        let mut busy = false;
         loop {
-            sleep(WORK_EVERY).await;
+            sleep(if busy { WORK_AGAIN } else { WORK_EVERY }).await;
+            busy = false;
             if !self.lccs[0].lease_valid() {
                 continue;
             }
             let request = CoordinatorRequest::Work { lc: self.lc };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
             let Ok(CoordinatorReply::Work { facts, sweeps }) = answer else { continue };
-            self.repair_facts(facts).await;
+            busy = self.repair_facts(facts).await;
             for dead in sweeps {
                 self.sweep(dead).await;
             }
         }
     }
 
-    async fn repair_facts(&self, facts: Vec<Fact>) {
+    /// Returns whether some group was made whole.
+    async fn repair_facts(&self, facts: Vec<Fact>) -> bool {
         let live = self.lccs[0].live_disks();
         let mut groups = BTreeMap::new();
         for fact in facts {
@@ -316,17 +320,18 @@ impl Lc {
         }
         let layouts: Vec<_> = groups.into_values().collect();
         // A few at once: the rest of the work must not starve.
-        for some in layouts.chunks(REPAIRS_AT_ONCE) {
-            let repairs = some.iter().map(|layout| async move {
-                let lcc = self.lcc_of(layout.group().0);
-                lcc.count_repair(true);
-                if let Ok(group) = lcc.group(layout).await {
-                    let _ = timeout(REPAIR_WAIT, group.repair()).await;
-                }
-                lcc.count_repair(false);
-            });
-            futures_util::future::join_all(repairs).await;
-        }
+        let repairs = layouts.iter().map(|layout| async move {
+            let lcc = self.lcc_of(layout.group().0);
+            lcc.count_repair(true);
+            let mut whole = false;
+            if let Ok(group) = lcc.group(layout).await {
+                whole = timeout(REPAIR_WAIT, group.repair()).await == Ok(Repaired::Whole);
+            }
+            lcc.count_repair(false);
+            whole
+        });
+        let repairs = futures_util::stream::iter(repairs).buffer_unordered(REPAIRS_AT_ONCE);
+        repairs.fold(false, |some, whole| async move { some | whole }).await
     }
 
     fn lcc_of(&self, device: u64) -> &Rc<Lcc> {
@@ -427,8 +432,11 @@ const TEND_EVERY: Duration = Duration::from_millis(200);
 /// How often facts are looked for.
 const WORK_EVERY: Duration = Duration::from_millis(1000);
 
+/// How soon again after some work was done.
+const WORK_AGAIN: Duration = Duration::from_millis(20);
+
 /// Groups that one LC repairs at a time.
-const REPAIRS_AT_ONCE: usize = 8;
+const REPAIRS_AT_ONCE: usize = 32;
 
 /// Longest wait for the repair of one group before others get their turn; it goes on meanwhile.
 const REPAIR_WAIT: Duration = Duration::from_secs(600);

@@ -234,3 +234,35 @@ fn an_old_owner_is_fenced() {
         check(&taken, &model).await;
     });
 }
+
+#[test] // Proves: F-4, W-9.
+fn a_portion_that_returns_before_the_disks_synced_is_repaired() {
+    // The promises that a removed slot gave under its old incarnation once held the stable mark
+    // back for ever when it joined again, and with it the repair that waited for the mark.
+    run(23, async |simulation: Simulation| {
+        let cluster = Cluster::start(&simulation, 6, "rs/4+2").await;
+        let lc = cluster.start_lc(1).await;
+        let layout = layout(&lc.lccs()[0], 65536).await;
+        let group = lc.lccs()[0].create_group(&layout, layout.group()).unwrap();
+        for number in 1..=6 {
+            let disk = simulation.machine(number).disk("/disk").unwrap();
+            disk.set_sync_latency(Duration::from_secs(3)..Duration::from_secs(4));
+        }
+        let mut random = Random(29);
+        let mut model = Vec::new();
+        scribble(&group, &mut model, &mut random, 5).await;
+        let out = layout.disks[0].0;
+        cluster.kill_io(out);
+        scribble(&group, &mut model, &mut random, 2).await;
+        assert_eq!(cluster.coordinator.suspects(), 1);
+        cluster.start_io(out);
+        let mended = timeout(Duration::from_secs(60), async {
+            while cluster.coordinator.suspects() > 0 {
+                let _ = group.repair().await;
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        mended.await.expect("the repair stands still");
+        check(&group, &model).await;
+    });
+}

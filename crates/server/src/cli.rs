@@ -29,6 +29,19 @@ pub struct Global {
     pub log_format: LogFormat,
 }
 
+/// Options of `mount`.
+#[derive(Args, Clone, Debug)]
+pub struct Mount {
+    /// Where
+    pub directory: PathBuf,
+    /// Options by commas: soft, hard, sync, ro, ttl=MS, allow_other ... (see the guide)
+    #[arg(short, value_name = "OPTIONS")]
+    pub options: Vec<String>,
+    /// Stay in the foreground; Ctrl-C unmounts
+    #[arg(long)]
+    pub foreground: bool,
+}
+
 /// How log lines look.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogFormat {
@@ -61,6 +74,11 @@ pub enum Command {
         after_help = "Examples:\n  braid get /docs/report.pdf .\n  braid get -r /photos /tmp/photos\n  braid get /backup.tar - | tar t"
     )]
     Get(Get),
+    /// Mount the store as a file system of this machine (FUSE)
+    #[command(
+        after_help = "Examples:\n  braid mount /mnt/store\n  braid mount /mnt/store -o soft,ttl=0 --foreground\n  umount /mnt/store"
+    )]
+    Mount(Mount),
     /// Write files to standard output
     #[command(after_help = "Example:\n  braid cat /docs/readme.txt")]
     Cat {

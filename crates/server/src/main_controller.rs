@@ -260,7 +260,7 @@ impl Main {
         mut process: tokio::process::Child,
         heartbeat: OwnedFd,
     ) -> String {
-        let Ok(heartbeat) = AsyncFd::new(heartbeat) else {
+        let Ok(heartbeat) = AsyncFd::register(heartbeat) else {
             let _ = process.start_kill();
             return "no heartbeat".to_owned();
         };

@@ -40,7 +40,7 @@ pub fn run(role: &str, folder: &Path, disk: Option<u32>) -> Result<(), String> {
 
 /// Tells the main controller every second that the loop turns; ends when the main controller does.
 async fn beat(heartbeat: OwnedFd) {
-    let Ok(heartbeat) = AsyncFd::new(heartbeat) else { return };
+    let Ok(heartbeat) = AsyncFd::register(heartbeat) else { return };
     loop {
         if rustix::io::write(heartbeat.get_ref(), &[1])
             .is_err_and(|error| error != rustix::io::Errno::AGAIN)

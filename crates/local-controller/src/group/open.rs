@@ -216,7 +216,17 @@ impl Group {
                 break;
             }
             let now = Instant::now();
-            if window <= now && self.geometry.data() <= reports.len() {
+            // A disk without a lease is not being restarted just now: it is not waited for.
+            let live = self.lcc().map(|lcc| lcc.live_disks()).unwrap_or_default();
+            let may_return = {
+                let state = self.state.borrow();
+                let mut silent = state
+                    .slots
+                    .iter()
+                    .filter(|slot| slot.condition.in_sync() && !reports.contains_key(&slot.index));
+                silent.any(|slot| live.contains(&slot.disk) && !unusable.contains(&slot.index))
+            };
+            if (window <= now || !may_return) && self.geometry.data() <= reports.len() {
                 self.state.borrow_mut().stable =
                     reports.values().map(|(report, _)| report.stable).max().unwrap_or_default();
                 let silent: Vec<_> = {

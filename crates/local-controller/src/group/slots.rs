@@ -119,12 +119,16 @@ impl Group {
             if self.state.borrow().dead.is_some() {
                 return;
             }
+            // A disk without a lease is not being restarted just now: it is not waited for.
+            let leased =
+                self.lcc().is_ok_and(|lcc| lcc.live_disks().contains(&self.layout.disk(slot)));
+            let over = !leased || end <= Instant::now();
             let may_remove = {
                 let state = self.state.borrow();
                 let left = state.in_sync() - usize::from(state.slot(slot).condition.in_sync());
                 self.geometry.data() <= left
             };
-            if (lacks || end <= Instant::now()) && may_remove {
+            if (lacks || over) && may_remove {
                 self.remove_slot(slot).await;
                 return;
             }
@@ -242,6 +246,9 @@ impl Group {
                 // Its fact is still open.
                 Condition::Joining { fact, after, .. } => {
                     slot.condition = Condition::Suspect { fact, after, whole: false };
+                    for write in &mut state.unstable {
+                        write.positions.remove(&index);
+                    }
                     (None, true)
                 }
                 Condition::InSync | Condition::Removing => {
@@ -259,6 +266,10 @@ impl Group {
                     let mut state = self.state.borrow_mut();
                     state.slot_mut(index).condition =
                         Condition::Suspect { fact, after, whole: false };
+                    // What it promised is missed now; it must not hold the stable mark once it joins.
+                    for write in &mut state.unstable {
+                        write.positions.remove(&index);
+                    }
                     tracing::info!(group = %self.layout.group(), slot = %index, "removed a slot");
                 }
                 Err(dead) => {

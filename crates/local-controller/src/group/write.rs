@@ -455,11 +455,16 @@ impl Group {
                 let pending = state.pending.pop_front().expect("it is the front");
                 state.decided = pending.number;
                 state.decided_lengths.clone_from(&pending.lengths);
-                let positions = pending.parts.into_iter();
-                let positions = positions.filter_map(|(slot, part)| Some((slot, part.promised?)));
+                // A removed slot's promise counts no more, also not once it joins again.
+                let positions = pending
+                    .parts
+                    .into_iter()
+                    .filter(|(slot, _)| state.slot(*slot).condition.takes_part())
+                    .filter_map(|(slot, part)| Some((slot, part.promised?)))
+                    .collect();
                 state
                     .unstable
-                    .push_back(Unstable { number: pending.number, positions: positions.collect() });
+                    .push_back(Unstable { number: pending.number, positions });
                 state.marks_due = true;
                 let void = pending.kind == RecordKind::Void;
                 answers.push((pending.done, pending.locks, pending.number, void));

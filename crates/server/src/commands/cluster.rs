@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
-use braid_client::{Client, ClusterFile, ServerEntry};
+use braid_client::{ClusterFile, ServerEntry};
 use braid_env::{Env, machine};
 use braid_io_server::{DiskError, DiskIdentity, format_disk};
 use braid_terms::{ClusterId, ClusterMap, DiskId, ServerId};
@@ -252,10 +252,4 @@ pub async fn stop(env: &Env, dir: &Path) -> Result<usize, Failure> {
         }
     }
     Ok(running.len())
-}
-
-/// A client of the cluster in a folder.
-pub async fn client_of(env: &Env, dir: &Path) -> Result<Client, Failure> {
-    let file = super::read_cluster_file(&dir.join("client.toml"))?;
-    Ok(Client::connect(env.clone(), &file).await?)
 }

@@ -5,6 +5,7 @@ mod demo;
 mod files;
 mod get;
 mod health;
+mod mount;
 mod policy;
 mod progress;
 mod put;
@@ -33,6 +34,7 @@ pub fn run(arguments: Cli) -> Outcome {
         Command::Demo(demo) => demo::run(&demo),
         Command::Put(put) => with_client(&global, async |client, _| put::run(client, &put).await),
         Command::Get(get) => with_client(&global, async |client, _| get::run(client, &get).await),
+        Command::Mount(options) => mount::run(&global, &options),
         Command::Cat { paths } => with_client(&global, async |c, _| files::cat(c, &paths).await),
         Command::Ls { long, json, paths } => {
             with_client(&global, async |c, _| files::ls(c, &paths, long, json).await)
@@ -89,22 +91,24 @@ fn with_client(global: &Global, work: impl AsyncFnOnce(&Client, &Env) -> Outcome
     })?
 }
 
-/// The cluster file that counts: given, of the environment, of this folder, of the machine.
+/// The cluster file that counts.
 pub fn cluster_file(global: &Global) -> Result<ClusterFile, Failure> {
-    let path = match &global.cluster {
-        Some(path) => path.clone(),
-        None => {
-            let usual = ["braid-data/client.toml", "/etc/braid/client.toml"];
-            let found = usual.iter().map(Path::new).find(|path| path.is_file());
-            found.map(PathBuf::from).ok_or_else(|| {
-                Failure::Unreachable(
-                    "no cluster file: start a cluster with `braid up`, or name one with --cluster"
-                        .to_owned(),
-                )
-            })?
-        }
-    };
-    read_cluster_file(&path)
+    read_cluster_file(&cluster_path(global)?)
+}
+
+/// Where the cluster file is that counts: given, of the environment, of this folder, of the machine.
+pub fn cluster_path(global: &Global) -> Result<PathBuf, Failure> {
+    if let Some(path) = &global.cluster {
+        return Ok(path.clone());
+    }
+    let usual = ["braid-data/client.toml", "/etc/braid/client.toml"];
+    let found = usual.iter().map(Path::new).find(|path| path.is_file());
+    found.map(PathBuf::from).ok_or_else(|| {
+        Failure::Unreachable(
+            "no cluster file: start a cluster with `braid up`, or name one with --cluster"
+                .to_owned(),
+        )
+    })
 }
 
 fn read_cluster_file(path: &Path) -> Result<ClusterFile, Failure> {
