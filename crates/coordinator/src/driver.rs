@@ -27,7 +27,7 @@ use braid_env::{Address, Env};
 use braid_terms::{ClusterId, ClusterMap, Incarnation, ServerId};
 use braid_wire::coordinator::Coordinator;
 use braid_wire::rpc::serve;
-use openraft::async_runtime::WatchReceiver;
+use openraft::async_runtime::{Instant, WatchReceiver};
 use openraft::{ServerState, SnapshotPolicy};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::sleep;
@@ -286,11 +286,23 @@ impl Driver {
                 return Err(CoordinatorFatal::Consensus(error.to_string()));
             }
             let mut effects = Vec::new();
-            if let Some(controller) = &mut *self.controller.borrow_mut() {
+            if self.has_quorum()
+                && let Some(controller) = &mut *self.controller.borrow_mut()
+            {
                 controller.tick(self.env.now(), &self.state.borrow(), &mut effects);
             }
             self.run_effects(effects);
         }
+    }
+
+    /// Whether the group listens to us, if we lead it: a leader that is cut off does not know that
+    /// another was elected. It is safe to answer (O-4), but no use.
+    pub(crate) fn has_quorum(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let is_alone = metrics.membership_config.voter_ids().count() <= 1;
+        let heard = metrics.last_quorum_acked;
+        is_alone || heard.is_none_or(|heard| heard.elapsed() < QUORUM_SILENCE)
     }
 
     /// Does what the global controller wants; no effect waits for another.
@@ -352,6 +364,9 @@ fn settings(cluster: ClusterId) -> Arc<openraft::Config> {
 
 /// How often leases are looked at.
 const TICK: Duration = Duration::from_millis(250);
+
+/// Heartbeats are answered four times a second.
+const QUORUM_SILENCE: Duration = Duration::from_millis(1500);
 
 /// How long a member waits for the first one to begin the group.
 const BEGIN_LATER: Duration = Duration::from_secs(2);

@@ -21,7 +21,9 @@
 //!    this term (O-3).
 //! G4 Grant numbers of a term grow.
 //! # Failure
-//! A new term begins with all leases whole: one full lease from its election (O-4).
+//! A new term begins with all leases whole: one full lease from its election (O-4). After a time in
+//! which it could not be asked (it was stopped, or without a quorum) it waits a moment before it
+//! counts anybody as silent.
 //! # Source
 //! O-2, O-3, O-4, O-5, O-6, O-8, F-4. DESIGN-REASONS 6, 7, 10.
 //! # Not here
@@ -45,6 +47,8 @@ pub struct GlobalController {
     counter: u64,
     /// Incarnations above it began in this term, so they own nothing that was not granted by us.
     last_incarnation_before: Incarnation,
+    /// When it was asked anything last; several times a second while the group listens to it.
+    present: Moment,
     /// The map for which the tables below were looked through.
     map_version: u64,
     lcs: BTreeMap<Incarnation, LcLease>,
@@ -112,6 +116,7 @@ impl GlobalController {
             term,
             counter: 0,
             last_incarnation_before: state.last_incarnation(),
+            present: now,
             map_version: 0,
             lcs: BTreeMap::new(),
             ios: BTreeMap::new(),
@@ -126,6 +131,12 @@ impl GlobalController {
 
     /// Takes over who is in the map and who is not any more.
     fn follow_map(&mut self, now: Moment, state: &StateMachine) {
+        let was_away = now - std::mem::replace(&mut self.present, now) > AWAY;
+        if was_away {
+            let until = now + RETURN_WAIT;
+            self.lcs.values_mut().for_each(|lease| lease.until = lease.until.max(until));
+            self.ios.values_mut().for_each(|lease| lease.until = lease.until.max(until));
+        }
         let map = state.map();
         if map.version == self.map_version {
             return;
@@ -553,6 +564,12 @@ fn mix(number: u64) -> u64 {
 
 /// A lease that is over for so long ends the LC although nobody wants its groups.
 const LEASE_OVERDUE: Duration = Duration::from_millis(1500);
+
+/// Not asked for so long, it was away.
+const AWAY: Duration = Duration::from_millis(1000);
+
+/// How long it then waits for renewals that could not reach it.
+const RETURN_WAIT: Duration = Duration::from_millis(2000);
 
 /// How long an I/O server of the map counts as live before it was heard.
 const UNHEARD_DISK: Duration = Duration::from_millis(2500);

@@ -40,17 +40,28 @@ impl World {
     }
 
     fn grant(&mut self, now: Moment, lcc: Incarnation, group: u64) -> Ownership {
+        self.pass(now);
         self.gc.grant(now, &self.state, lcc, DeviceId(group), &mut self.effects)
     }
 
     fn renew(&mut self, now: Moment, lc: usize) -> Result<Renewal, Refused> {
+        self.pass(now);
         self.gc.renew(now, now, &self.state, self.lcs[lc])
     }
 
     fn tick(&mut self, now: Moment) -> Vec<Effect> {
+        self.pass(now);
         let mut effects = Vec::new();
         self.gc.tick(now, &self.state, &mut effects);
         effects
+    }
+
+    /// Lets time pass in which it is there.
+    fn pass(&mut self, until: Moment) {
+        while self.gc.present < until {
+            let next = (self.gc.present + 500 * MS).min(until);
+            self.gc.follow_map(next, &self.state);
+        }
     }
 
     fn invalidate(&mut self, lc: usize) {
@@ -158,6 +169,7 @@ fn a_lease_runs_from_the_arrival_of_its_renewal() {
     granted(world.grant(START, a, 7));
     let arrived = START + Duration::from_secs(1);
     let answered = START + Duration::from_secs(2);
+    world.pass(answered);
     world.gc.renew(answered, arrived, &world.state, world.lcs[0]).unwrap();
     world.renew(answered, 1).unwrap();
     assert_eq!(world.grant(arrived + (LEASE - MS), b, 7), Ownership::OwnedBy(a));
@@ -191,9 +203,26 @@ fn an_lc_that_starts_in_this_term_has_nothing_to_tell() {
     granted(world.grant(START, world.lccs[0][0], 7));
     assert!(world.renew(START, 0).is_ok_and(|renewal| !renewal.tell_holdings));
     let late = START + 10 * LEASE;
+    world.pass(late);
     let (lc, lccs) = register(&mut world.state, 2);
     (world.lcs[1], world.lccs[1]) = (lc, lccs);
     assert_eq!(world.tick(late), [Effect::Invalidate(world.lcs[0])], "its lease begins now");
+}
+
+/// The only coordinator was stopped for ten seconds, with everybody else (a laptop was closed).
+#[test]
+fn who_could_not_renew_because_nobody_listened_is_not_silent() {
+    let mut world = World::new().all_told();
+    let (a, b) = (world.lccs[0][0], world.lccs[1][0]);
+    granted(world.grant(START, a, 7));
+    let woken = START + 10 * LEASE;
+    let mut effects = Vec::new();
+    world.gc.tick(woken, &world.state, &mut effects);
+    world.renew(woken, 1).unwrap();
+    assert_eq!(world.grant(woken, b, 7), Ownership::OwnedBy(a));
+    world.renew(woken + 1000 * MS, 0).unwrap();
+    assert!(world.tick(woken + LEASE).is_empty() && effects.is_empty() && world.effects.is_empty());
+    assert_eq!(world.tick(woken + 2 * LEASE).len(), 2);
 }
 
 #[test] // Proves: O-2.

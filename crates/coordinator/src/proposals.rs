@@ -8,7 +8,7 @@
 //!    an earlier term saw may not hold any more.
 //! R2 A round begins after everybody arrived who is answered by it. Source: O-4.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use openraft::impls::ProgressResponder;
@@ -87,6 +87,7 @@ async fn write(raft: &Raft, term: u64, batch: Batch) -> Option<Vec<Outcome>> {
 pub(crate) struct Rounds {
     waiting: RefCell<Vec<oneshot::Sender<()>>>,
     bell: Notify,
+    has_failed: Cell<bool>,
 }
 
 impl Rounds {
@@ -98,6 +99,11 @@ impl Rounds {
         round.await.is_ok()
     }
 
+    /// Whether the last round did not fail.
+    pub(crate) fn last_succeeded(&self) -> bool {
+        !self.has_failed.get()
+    }
+
     /// Makes rounds as long as somebody waits, for ever.
     pub(crate) async fn run(self: Rc<Self>, raft: Raft) {
         loop {
@@ -106,7 +112,9 @@ impl Rounds {
                 self.bell.notified().await;
                 continue;
             }
-            match raft.ensure_linearizable(openraft::ReadPolicy::ReadIndex).await {
+            let round = raft.ensure_linearizable(openraft::ReadPolicy::ReadIndex).await;
+            self.has_failed.set(round.is_err());
+            match round {
                 Ok(_) => waiting.into_iter().for_each(|done| {
                     let _ = done.send(());
                 }),

@@ -139,6 +139,9 @@ impl Driver {
         self: &Rc<Self>,
         ask: impl FnOnce(&mut GlobalController, &StateMachine, &mut Vec<Effect>) -> T,
     ) -> Result<T, CoordinatorRefusal> {
+        if !self.has_quorum() {
+            return Err(self.not_leader());
+        }
         let mut effects = Vec::new();
         let answer = match &mut *self.controller.borrow_mut() {
             Some(controller) => ask(controller, &self.state.borrow(), &mut effects),
@@ -153,8 +156,12 @@ impl Driver {
         let metrics = metrics.borrow_watched();
         let node = u64::from(self.config.server.0);
         if metrics.state == ServerState::Leader {
-            // Elected, and not yet in office.
-            return CoordinatorRefusal::Wait { milliseconds: 20 };
+            let is_cut_off = !self.has_quorum() || !self.rounds.last_succeeded();
+            return match is_cut_off {
+                true => CoordinatorRefusal::NotLeader { leader: None },
+                // Elected, and not yet in office.
+                false => CoordinatorRefusal::Wait { milliseconds: 20 },
+            };
         }
         let leader = metrics.current_leader.filter(|leader| *leader != node).and_then(|leader| {
             let server = ServerId(u32::try_from(leader).ok()?);

@@ -6,7 +6,8 @@ mod common;
 use braid_env::simulated;
 use braid_terms::*;
 use braid_wire::coordinator::*;
-use braid_wire::coordinator_client::CoordinatorError;
+use braid_wire::coordinator_client::{CoordinatorClient, CoordinatorError};
+use braid_wire::rpc::Peer;
 use common::*;
 use tokio::time::{Instant, sleep};
 
@@ -126,5 +127,135 @@ fn what_is_not_in_the_map_is_refused() {
             );
             assert!(is_unknown, "{request:?}: {refused:?}");
         }
+    });
+}
+
+#[test] // Proves: O-3, O-4, O-5.
+fn a_silent_owners_groups_are_had_within_five_seconds() {
+    simulated::run(5, async |simulation| {
+        let group = Group::start(&simulation, 3);
+        let (_, silent) = group.register_lc(1, 1).await;
+        let (lc, lccs) = group.register_lc(2, 1).await;
+        let request = CoordinatorRequest::Grant { lcc: silent[0], group: DeviceId(7) };
+        let granted = group.call(&request).await;
+        assert!(
+            matches!(granted, Ok(CoordinatorReply::Granted { clean: true, .. })),
+            "{granted:?}"
+        );
+        let begin = Instant::now();
+        let request = CoordinatorRequest::Grant { lcc: lccs[0], group: DeviceId(7) };
+        loop {
+            assert!(matches!(group.renew(lc).await, Ok(CoordinatorReply::Renewed { .. })));
+            match group.call(&request).await.unwrap() {
+                CoordinatorReply::OwnedBy { incarnation, .. } => assert_eq!(incarnation, silent[0]),
+                CoordinatorReply::Granted { clean, .. } => {
+                    assert!(!clean, "the silent one may have left something unfinished");
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+            sleep(SECOND / 4).await;
+        }
+        assert!(begin.elapsed() > 3 * SECOND && begin.elapsed() < 5 * SECOND);
+        let map = group.map().await;
+        assert_eq!(
+            (map.servers[&ServerId(1)].lc, &*map.servers[&ServerId(1)].lccs),
+            (None, &[None][..])
+        );
+    });
+}
+
+#[test] // Proves: O-4. Hole 10 (a).
+fn a_leader_that_is_cut_off_renews_no_lease() {
+    for seed in 1..=5 {
+        simulated::run(seed, async |simulation| {
+            let group = Group::start(&simulation, 3);
+            let (lc, _) = group.register_lc(1, 1).await;
+            let leader = group.leader().await;
+            let alone = vec![address(&simulation, leader)];
+            // Its clients still reach it.
+            let env = simulation.machine(9).env();
+            let client = CoordinatorClient::new(env, CLUSTER, Peer::Unknown, alone);
+            let request = CoordinatorRequest::Renew { lc, map_version: 0 };
+            assert!(client.call(&request, SECOND).await.is_ok());
+            for other in (1..=3).filter(|other| *other != leader) {
+                simulation.partition_both(leader, other);
+            }
+            let cut_off = client.call(&request, 4 * SECOND).await;
+            assert_eq!(cut_off.map(|_| ()), Err(CoordinatorError::Unreachable));
+            let renewed = group.renew(lc).await;
+            assert!(renewed.is_ok(), "the others have elected one of them: {renewed:?}");
+            simulation.heal_all();
+            sleep(3 * SECOND).await;
+            assert!(group.renew(lc).await.is_ok());
+        });
+    }
+}
+
+#[test]
+fn a_member_that_was_away_for_long_gets_a_snapshot() {
+    simulated::run(2, async |simulation| {
+        let mut group = Group::start(&simulation, 3);
+        let (lc, lccs) = group.register_lc(1, 1).await;
+        let leader = group.leader().await;
+        let away = 1 + leader % 3;
+        group.kill(away);
+        for device in 1..=2500 {
+            let facts = vec![(GrantNumber { term: 1, counter: 1 }, suspect(device, 1))];
+            let request = CoordinatorRequest::RecordFacts { lcc: lccs[0], facts };
+            assert!(group.call(&request).await.is_ok());
+            if device % 100 == 0 {
+                assert!(group.renew(lc).await.is_ok());
+            }
+        }
+        let disk = simulation.machine(leader).disk(FOLDER).unwrap();
+        assert!(disk.files().contains(&"snapshot".to_owned()), "{:?}", disk.files());
+        let length = disk.content("log").unwrap().len();
+        assert!(length < 1 << 20, "the log is purged: {length} bytes");
+        group.restart(away);
+        sleep(3 * SECOND).await;
+        let statuses = group.client.statuses(SECOND).await;
+        for status in statuses.into_iter().map(Option::unwrap) {
+            assert_eq!(status.facts.suspect, 2500, "server {}", status.server);
+        }
+        // And it remembers it.
+        for number in 1..=3 {
+            simulation.machine(number).power_cut();
+            simulation.machine(number).power_on();
+            group.restart(number);
+        }
+        let mut after = FactNumber(0);
+        let mut count = 0;
+        loop {
+            let request = CoordinatorRequest::Facts { after, limit: 1000 };
+            let Ok(CoordinatorReply::Facts { facts, end }) = group.call(&request).await else {
+                panic!("no facts");
+            };
+            count += facts.len();
+            after = facts.last().unwrap().number;
+            if end {
+                break;
+            }
+        }
+        assert_eq!(count, 2500);
+    });
+}
+
+#[test]
+fn a_member_that_forgot_its_log_does_not_take_part() {
+    simulated::run(2, async |simulation| {
+        let mut group = Group::start(&simulation, 1);
+        let (_, lccs) = group.register_lc(1, 1).await;
+        for device in 1..=1200 {
+            let facts = vec![(GrantNumber { term: 1, counter: 1 }, suspect(device, 1))];
+            let request = CoordinatorRequest::RecordFacts { lcc: lccs[0], facts };
+            assert!(group.call(&request).await.is_ok());
+        }
+        group.kill(1);
+        let folder = simulation.machine(1).env().folder(FOLDER.as_ref()).unwrap();
+        folder.remove("log").unwrap();
+        group.restart(1);
+        sleep(SECOND).await;
+        assert!(group.ends.borrow()[0].1.contains("snapshot without a log"), "{:?}", group.ends);
     });
 }
