@@ -178,13 +178,14 @@ fn directory_layout(id: DeviceId) -> GroupLayout {
 
 fn record(id: DeviceId, new: NewAttributes) -> Attributes {
     let now = wall();
+    assert!(new.kind == FileKind::File || new.size == 0, "only a file is made with a size");
     Attributes {
         id,
         kind: new.kind,
         mode: new.mode,
         uid: new.uid,
         gid: new.gid,
-        size: new.size,
+        size: new.target.as_ref().map_or(new.size, |target| target.len() as u64),
         nlink: 1,
         atime: now,
         mtime: new.mtime.unwrap_or(now),

@@ -136,7 +136,7 @@ impl<S: Store> Vfs<S> {
             mtime: None,
             rdev: node.rdev,
             data: FileData::None,
-            size: node.target.as_ref().map_or(0, |target| target.len() as u64),
+            size: 0,
             target: node.target.clone(),
             xattrs: Vec::new(),
         })

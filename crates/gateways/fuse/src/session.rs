@@ -4,7 +4,8 @@
 //! everything else goes over the bridge with its reply object.
 //! # Traps
 //! Capabilities that `fuser` 0.18 would take but not serve are never asked for (DEPENDENCIES,
-//! section 2). Locks are not asked for either: the local kernel keeps them.
+//! section 2). Locks are not asked for either: the local kernel keeps them. Nor is
+//! `FUSE_ATOMIC_O_TRUNC`: with it the file is cut before the kernel has refused (`ETXTBSY`).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -212,7 +213,6 @@ fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Outcome<Bytes>) {
 impl<S: Store> fuser::Filesystem for Front<S> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let wanted = [
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_DO_READDIRPLUS,
