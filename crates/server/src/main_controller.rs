@@ -29,7 +29,7 @@ use bytes::Bytes;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
@@ -260,7 +260,8 @@ impl Main {
         mut process: tokio::process::Child,
         heartbeat: OwnedFd,
     ) -> String {
-        let Ok(heartbeat) = AsyncFd::register(heartbeat) else {
+        let heartbeat = std::os::unix::net::UnixStream::from(heartbeat);
+        let Ok(heartbeat) = UnixStream::from_std(heartbeat) else {
             let _ = process.start_kill();
             return "no heartbeat".to_owned();
         };
@@ -333,14 +334,15 @@ impl Main {
 }
 
 /// Waits for a sign of life; `false` at the heartbeat's end.
-async fn heard(heartbeat: &AsyncFd<OwnedFd>) -> bool {
+async fn heard(heartbeat: &UnixStream) -> bool {
     loop {
-        let Ok(mut ready) = heartbeat.readable().await else { return false };
-        let mut bytes = [0; 64];
-        match ready.try_io(|descriptor| Ok(rustix::io::read(descriptor.get_ref(), &mut bytes)?)) {
-            Ok(Ok(count)) => return count > 0,
-            Ok(Err(_)) => return false,
-            Err(_) => {}
+        if heartbeat.readable().await.is_err() {
+            return false;
+        }
+        match heartbeat.try_read(&mut [0; 64]) {
+            Ok(count) => return count > 0,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return false,
         }
     }
 }

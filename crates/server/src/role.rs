@@ -11,7 +11,7 @@ use braid_env::{Address, Env, machine};
 use braid_io_server::{IoConfig, Limits};
 use braid_local_controller::lc::{LcConfig, LcEnd};
 use braid_terms::{ClusterMap, DiskId, ServerId};
-use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
@@ -40,12 +40,14 @@ pub fn run(role: &str, folder: &Path, disk: Option<u32>) -> Result<(), String> {
 
 /// Tells the main controller every second that the loop turns; ends when the main controller does.
 async fn beat(heartbeat: OwnedFd) {
-    let Ok(heartbeat) = AsyncFd::register(heartbeat) else { return };
+    let heartbeat = std::os::unix::net::UnixStream::from(heartbeat);
+    let Ok(heartbeat) = UnixStream::from_std(heartbeat) else { return };
     loop {
-        if rustix::io::write(heartbeat.get_ref(), &[1])
-            .is_err_and(|error| error != rustix::io::Errno::AGAIN)
-        {
-            break;
+        match heartbeat.try_write(&[1]) {
+            Ok(_) => {}
+            // The main controller stands still: it will read later.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => break,
         }
         tokio::select! {
             () = sleep(Duration::from_secs(1)) => {}
@@ -57,13 +59,13 @@ async fn beat(heartbeat: OwnedFd) {
 }
 
 /// Waits for the end of the heartbeat; the main controller never writes on it.
-async fn ended(heartbeat: &AsyncFd<OwnedFd>) {
-    loop {
-        let Ok(mut ready) = heartbeat.readable().await else { return };
-        let mut byte = [0];
-        match ready.try_io(|descriptor| Ok(rustix::io::read(descriptor.get_ref(), &mut byte)?)) {
-            Ok(Ok(0) | Err(_)) => return,
-            Ok(Ok(_)) | Err(_) => {}
+async fn ended(heartbeat: &UnixStream) {
+    while heartbeat.readable().await.is_ok() {
+        match heartbeat.try_read(&mut [0]) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
         }
     }
 }

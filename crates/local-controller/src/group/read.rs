@@ -170,16 +170,11 @@ impl Group {
             if more.is_empty() {
                 let count = sources.len();
                 let reason = format!("{count} of the {k} portions needed can be read");
-                return Err(
-                    if bad.is_empty() && not.is_empty() && failed.count() <= self.geometry.parity()
-                    {
-                        ReadError::Unavailable(reason)
-                    } else if bad.is_empty() {
-                        ReadError::Unavailable(reason)
-                    } else {
-                        ReadError::Lost(reason)
-                    },
-                );
+                return Err(if bad.is_empty() {
+                    ReadError::Unavailable(reason)
+                } else {
+                    ReadError::Lost(reason)
+                });
             }
             self.gather(device_index, more, &mut sources, &mut failed, &mut bad).await?;
         }

@@ -462,9 +462,7 @@ impl Group {
                     .filter(|(slot, _)| state.slot(*slot).condition.takes_part())
                     .filter_map(|(slot, part)| Some((slot, part.promised?)))
                     .collect();
-                state
-                    .unstable
-                    .push_back(Unstable { number: pending.number, positions });
+                state.unstable.push_back(Unstable { number: pending.number, positions });
                 state.marks_due = true;
                 let void = pending.kind == RecordKind::Void;
                 answers.push((pending.done, pending.locks, pending.number, void));
