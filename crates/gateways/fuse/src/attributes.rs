@@ -11,6 +11,7 @@ use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names};
 use crate::store::Store;
 use crate::vfs::{Shared, Vfs};
+use crate::write::Depth;
 
 /// What `setattr` changes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -133,7 +134,7 @@ impl<S: Store> Vfs<S> {
         }
         if changes.mtime.is_some() && inode.state().is_dirty() {
             // Written before, told before: else the time of that write came over this one.
-            self.flush(&inode, false).await?;
+            self.flush(&inode, Depth::Held).await?;
         }
         let change = AttributeChanges {
             mode: changes.mode.map(|mode| mode & 0o7777),

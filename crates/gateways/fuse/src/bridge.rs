@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use crate::errno::Outcome;
 use crate::store::{Store, StoreError};
 use crate::vfs::{Shared, Tuning, Vfs};
+use crate::write::Depth;
 
 /// What a FUSE thread wants done.
 type Job<S> = Box<dyn FnOnce(Rc<Vfs<S>>) + Send>;
@@ -81,7 +82,7 @@ impl<S: Store> Serving<S> {
         while let Some(job) = self.jobs.recv().await {
             job(self.vfs.clone());
         }
-        if let Err(error) = self.vfs.flush_all(true).await {
+        if let Err(error) = self.vfs.flush_all(Depth::Stable).await {
             tracing::error!(%error, "not all written bytes reached the cluster");
         }
     }
@@ -89,9 +90,9 @@ impl<S: Store> Serving<S> {
 
 impl<S: Store> Vfs<S> {
     /// Flushes every file.
-    pub async fn flush_all(self: &Rc<Self>, stable: bool) -> Outcome<()> {
+    pub async fn flush_all(self: &Rc<Self>, depth: Depth) -> Outcome<()> {
         let all = self.shared.inodes.dirty();
-        let flushed = all.iter().map(|inode| self.flush(inode, stable));
+        let flushed = all.iter().map(|inode| self.flush(inode, depth));
         futures_util::future::join_all(flushed).await.into_iter().collect()
     }
 }

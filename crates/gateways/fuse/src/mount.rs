@@ -25,6 +25,7 @@ use crate::bridge::{Bridge, begin};
 use crate::session::{Front, REQUEST_MAX, to_ino};
 use crate::store::{Store, StoreError};
 use crate::vfs::{Shared, Tuning};
+use crate::write::Depth;
 
 /// What to mount, where and how.
 #[derive(Clone, Debug)]
@@ -294,7 +295,7 @@ impl<S: Store> Mounted<S> {
     fn flush_rest(&self, bridge: &Bridge<S>) {
         let (done, end) = mpsc::channel();
         bridge.run(move |vfs| async move {
-            let outcome = vfs.flush_all(true).await;
+            let outcome = vfs.flush_all(Depth::Stable).await;
             let _ = done.send(outcome);
         });
         match end.recv_timeout(END_WAIT) {

@@ -446,8 +446,13 @@ impl<S: Store> Vfs<S> {
         target: (Arc<Inode>, Bytes),
         mode: RenameMode,
     ) -> Outcome<()> {
-        let (moved, _) = self.find(&source.0.home, source.1.clone()).await?;
-        let taken = match self.find(&target.0.home, target.1.clone()).await {
+        let (moved, taken) = futures_util::future::join(
+            self.find(&source.0.home, source.1.clone()),
+            self.find(&target.0.home, target.1.clone()),
+        )
+        .await;
+        let (moved, _) = moved?;
+        let taken = match taken {
             Ok((entry, _)) => Some(entry),
             Err(Errno::NOENT) => None,
             Err(error) => return Err(error),

@@ -18,6 +18,7 @@ use crate::inode::{Inode, Names};
 use crate::names::NewNode;
 use crate::store::Store;
 use crate::vfs::{Shared, Vfs};
+use crate::write::Depth;
 
 /// Something that was opened.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +35,8 @@ pub(crate) const O_TRUNC: i32 = 0o1000;
 pub(crate) const O_EXCL: i32 = 0o200;
 pub(crate) const O_APPEND: i32 = 0o2000;
 pub(crate) const O_DSYNC: i32 = 0o10000;
+/// What `O_SYNC` has above `O_DSYNC`.
+pub(crate) const O_SYNC_TOO: i32 = 0o4_000_000;
 
 impl Shared {
     /// Whether an open may do without asking the owner; used up by asking.
@@ -99,7 +102,7 @@ impl<S: Store> Vfs<S> {
         if inode.state().names == Names::Some {
             // Pages of a mapping may have come after the flush; there is nobody left to tell.
             if inode.state().is_dirty()
-                && let Err(error) = self.flush(inode, false).await
+                && let Err(error) = self.flush(inode, Depth::Held).await
             {
                 tracing::warn!(id = %inode.id, ?error, "bytes written through a mapping are lost");
             }

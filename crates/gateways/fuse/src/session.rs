@@ -31,7 +31,7 @@ use crate::read::ReadHere;
 use crate::space::{Allocate, Sought};
 use crate::store::Store;
 use crate::vfs::Shared;
-use crate::write::WriteHere;
+use crate::write::{Depth, WriteHere};
 
 /// Bytes of one request of the kernel.
 pub const REQUEST_MAX: u32 = 1 << 20;
@@ -530,7 +530,7 @@ impl<S: Store> fuser::Filesystem for Front<S> {
             }
         }
         self.bridge.run(move |vfs| async move {
-            reply_empty(reply, vfs.finish(&handle, false).await);
+            reply_empty(reply, vfs.finish(&handle, Depth::Held).await);
         });
     }
 
@@ -549,13 +549,21 @@ impl<S: Store> fuser::Filesystem for Front<S> {
         self.bridge.run(move |vfs| async move { vfs.release(number.0).await });
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, number: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        number: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         let handle = match self.shared().handle(number.0) {
             Ok(handle) => handle,
             Err(error) => return reply.error(fuse_errno(error)),
         };
+        let depth = if datasync { Depth::Bytes } else { Depth::Stable };
         self.bridge.run(move |vfs| async move {
-            reply_empty(reply, vfs.finish(&handle, true).await);
+            reply_empty(reply, vfs.finish(&handle, depth).await);
         });
     }
 

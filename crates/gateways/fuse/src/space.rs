@@ -12,7 +12,7 @@ use crate::errno::{Errno, Outcome};
 use crate::inode::Inode;
 use crate::store::Store;
 use crate::vfs::{Handle, Vfs};
-use crate::write::home_device;
+use crate::write::{Depth, home_device};
 
 /// What `fallocate` does with a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -163,7 +163,7 @@ impl<S: Store> Vfs<S> {
 
     /// Zeros in place of `from..to`, which lies within the file.
     async fn zero(self: &Rc<Self>, inode: &Arc<Inode>, from: u64, to: u64) -> Outcome<()> {
-        self.flush(inode, false).await?;
+        self.flush(inode, Depth::Held).await?;
         let _structure = inode.structure.lock().await;
         self.ensure_bytes(inode).await?;
         self.discard_range(inode, from, to);
@@ -208,7 +208,7 @@ impl<S: Store> Vfs<S> {
     /// The next place with data, or without.
     pub async fn seek(self: &Rc<Self>, handle: &Handle, at: u64, sought: Sought) -> Outcome<u64> {
         let inode = &handle.inode;
-        self.finish(handle, false).await?;
+        self.finish(handle, Depth::Held).await?;
         let (size, device) = {
             let state = inode.state();
             (state.size, state.device().cloned())

@@ -31,7 +31,7 @@ use crate::buffer::{Flight, WriteAt};
 use crate::clock::{now_ms, wall};
 use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names};
-use crate::open::{O_APPEND, O_DSYNC};
+use crate::open::{O_APPEND, O_DSYNC, O_SYNC_TOO};
 use crate::read::whole_stripes;
 use crate::store::Store;
 use crate::vfs::{Handle, Shared, Vfs};
@@ -45,6 +45,17 @@ pub enum WriteHere {
     Kick,
     /// There is no room.
     Full,
+}
+
+/// How far a flush goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Depth {
+    /// Bytes and record are held.
+    Held,
+    /// Bytes are stable, and what of the record is needed to read them again (fdatasync).
+    Bytes,
+    /// Bytes and record are stable.
+    Stable,
 }
 
 /// Largest size of a file.
@@ -122,15 +133,19 @@ impl<S: Store> Vfs<S> {
             }
         }
         if self.shared.writes_through(handle) {
-            let stable = handle.flags & O_DSYNC != 0;
-            self.finish(handle, stable).await?;
+            let depth = match handle.flags {
+                flags if flags & O_SYNC_TOO != 0 => Depth::Stable,
+                flags if flags & O_DSYNC != 0 => Depth::Bytes,
+                _ => Depth::Held,
+            };
+            self.finish(handle, depth).await?;
         }
         Ok(data.len())
     }
 
     /// Flushes and reports a failure that the handle has not reported.
-    pub async fn finish(self: &Rc<Self>, handle: &Handle, stable: bool) -> Outcome<()> {
-        let outcome = self.flush(&handle.inode, stable).await;
+    pub async fn finish(self: &Rc<Self>, handle: &Handle, depth: Depth) -> Outcome<()> {
+        let outcome = self.flush(&handle.inode, depth).await;
         handle.inode.state().check_error(&handle.errors_seen)?;
         outcome
     }
@@ -169,7 +184,7 @@ impl<S: Store> Vfs<S> {
             if !dirty {
                 break;
             }
-            if since.is_none_or(late) && self.flush(inode, false).await.is_err() {
+            if since.is_none_or(late) && self.flush(inode, Depth::Held).await.is_err() {
                 break; // The handles report it.
             }
         }
@@ -283,17 +298,28 @@ impl<S: Store> Vfs<S> {
         }
     }
 
-    /// Makes all that was written before held, and the record with it; `stable` waits for the media.
-    pub async fn flush(self: &Rc<Self>, inode: &Arc<Inode>, stable: bool) -> Outcome<()> {
+    /// Makes all that was written before held, and the record with it; or stable.
+    pub async fn flush(self: &Rc<Self>, inode: &Arc<Inode>, depth: Depth) -> Outcome<()> {
         let names = inode.state().names;
         if names != Names::Some {
             return Ok(()); // Nobody can ever read it after this mount.
         }
+        let stable = depth != Depth::Held;
         if !self.flush_inline(inode, stable).await? {
             self.flush_device(inode).await?;
-            self.flush_record(inode, stable).await?;
+            if !stable {
+                return self.flush_record(inode, false).await;
+            }
+            let keeps_record = {
+                let state = inode.state();
+                depth == Depth::Bytes && !state.size_waits && !state.record_unstable
+            };
+            let record =
+                async { if keeps_record { Ok(()) } else { self.flush_record(inode, true).await } };
+            let (bytes, record) = futures_util::future::join(self.sync_bytes(inode), record).await;
+            bytes.and(record)?;
         }
-        if stable { self.sync(inode).await } else { Ok(()) }
+        if stable { self.sync_record(inode).await } else { Ok(()) }
     }
 
     /// A small file goes into its record in one write. Says whether it did.
@@ -406,37 +432,35 @@ impl<S: Store> Vfs<S> {
         }
     }
 
-    /// Waits until what is held of the file is stable. Source: W-9.
-    async fn sync(&self, inode: &Arc<Inode>) -> Outcome<()> {
-        let (device, record) = {
+    /// Waits until the held bytes of the file are stable. Source: W-9.
+    async fn sync_bytes(&self, inode: &Arc<Inode>) -> Outcome<()> {
+        let device = {
             let mut state = inode.state();
-            let bytes_unstable = std::mem::take(&mut state.bytes_unstable);
-            let device = state.device().filter(|_| bytes_unstable).cloned();
-            (device, std::mem::take(&mut state.record_unstable))
+            let unstable = std::mem::take(&mut state.bytes_unstable);
+            state.device().filter(|_| unstable).cloned()
         };
-        let bytes = async {
-            match device {
-                Some(layout) => match self.file(&layout, FileOp::Sync, Payload::empty()).await {
-                    // Nobody wrote to it yet.
-                    Ok(_) | Err(Errno::NOENT) => Ok(()),
-                    Err(error) => Err(error),
-                },
-                None => Ok(()),
+        let Some(layout) = device else { return Ok(()) };
+        match self.file(&layout, FileOp::Sync, Payload::empty()).await {
+            // Nobody wrote to it yet.
+            Ok(_) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => {
+                let mut state = inode.state();
+                state.note_error(error);
+                state.bytes_unstable = true;
+                Err(error)
             }
-        };
-        let names = async {
-            if record {
-                self.directory(&inode.home, DirectoryOp::Sync).await.map(drop)
-            } else {
-                Ok(())
-            }
-        };
-        let (bytes, names) = futures_util::future::join(bytes, names).await;
-        let outcome = bytes.and(names);
+        }
+    }
+
+    /// Waits until the held record of the file, and its name, are stable. Source: W-9.
+    async fn sync_record(&self, inode: &Arc<Inode>) -> Outcome<()> {
+        if !std::mem::take(&mut inode.state().record_unstable) {
+            return Ok(());
+        }
+        let outcome = self.directory(&inode.home, DirectoryOp::Sync).await.map(drop);
         if let Err(error) = outcome {
             let mut state = inode.state();
             state.note_error(error);
-            state.bytes_unstable = true;
             state.record_unstable = true;
         }
         outcome
