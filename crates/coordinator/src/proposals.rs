@@ -10,10 +10,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use crate::command::{Batch, Command, Outcome};
 use crate::raft::{Raft, TypeConfig};
@@ -83,19 +85,40 @@ async fn write(raft: &Raft, term: u64, batch: Batch) -> Option<Vec<Outcome>> {
 }
 
 /// Who waits for a quorum round.
+///
+/// A renewal of a lease has time: its round may collect others. Each round costs a message to every
+/// member, and six servers renew twelve leases in a second.
 #[derive(Default)]
 pub(crate) struct Rounds {
     waiting: RefCell<Vec<oneshot::Sender<()>>>,
     bell: Notify,
+    /// When a round begins that need not begin at once.
+    due: Cell<Option<Instant>>,
     has_failed: Cell<bool>,
+}
+
+/// How soon a round is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Haste {
+    /// Somebody waits for the answer.
+    Now,
+    /// Within [`COLLECT`].
+    Soon,
 }
 
 impl Rounds {
     /// Waits for a round that begins after this call; `false` where we do not lead.
-    pub(crate) async fn wait(&self) -> bool {
+    pub(crate) async fn wait(&self, haste: Haste) -> bool {
         let (done, round) = oneshot::channel();
         self.waiting.borrow_mut().push(done);
-        self.bell.notify_one();
+        let due = match haste {
+            Haste::Now => Instant::now(),
+            Haste::Soon => Instant::now() + COLLECT,
+        };
+        if self.due.get().is_none_or(|before| due < before) {
+            self.due.set(Some(due));
+            self.bell.notify_one();
+        }
         round.await.is_ok()
     }
 
@@ -107,11 +130,19 @@ impl Rounds {
     /// Makes rounds as long as somebody waits, for ever.
     pub(crate) async fn run(self: Rc<Self>, raft: Raft) {
         loop {
-            let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-            if waiting.is_empty() {
-                self.bell.notified().await;
-                continue;
+            match self.due.get() {
+                None => {
+                    self.bell.notified().await;
+                    continue;
+                }
+                Some(due) if Instant::now() < due => {
+                    // A bell that rings meanwhile may bring the round forward.
+                    let _ = timeout_at(due, self.bell.notified()).await;
+                    continue;
+                }
+                Some(_) => self.due.set(None),
             }
+            let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
             let round = raft.ensure_linearizable(openraft::ReadPolicy::ReadIndex).await;
             self.has_failed.set(round.is_err());
             match round {
@@ -123,6 +154,9 @@ impl Rounds {
         }
     }
 }
+
+/// How long renewals are collected for one round.
+const COLLECT: Duration = Duration::from_millis(200);
 
 /// Facts in one entry, about.
 pub(crate) const WEIGHT_MAX: usize = 512;

@@ -32,7 +32,7 @@ use openraft::async_runtime::WatchReceiver;
 use crate::command::{Command, Outcome};
 use crate::driver::Driver;
 use crate::global_controller::{DiskSpace, Effect, GlobalController, Ownership, Refused, Told};
-use crate::proposals::WEIGHT_MAX;
+use crate::proposals::{Haste, WEIGHT_MAX};
 use crate::raft::network;
 use crate::state_machine::StateMachine;
 
@@ -198,7 +198,7 @@ impl Driver {
 
     async fn on_map(self: &Rc<Self>, linearizable: bool) -> Answer {
         if linearizable {
-            self.quorum_round().await?;
+            self.quorum_round(Haste::Now).await?;
             return Ok(self.map());
         }
         if self.term().is_none() {
@@ -212,9 +212,9 @@ impl Driver {
     }
 
     /// Waits for a quorum round that begins now or later, in one term of office.
-    async fn quorum_round(self: &Rc<Self>) -> Result<(), CoordinatorRefusal> {
+    async fn quorum_round(self: &Rc<Self>, haste: Haste) -> Result<(), CoordinatorRefusal> {
         let term = self.term();
-        if term.is_some() && self.rounds.wait().await && self.term() == term {
+        if term.is_some() && self.rounds.wait(haste).await && self.term() == term {
             Ok(())
         } else {
             Err(self.not_leader())
@@ -223,7 +223,7 @@ impl Driver {
 
     async fn on_renew(self: &Rc<Self>, lc: Incarnation, map_version: u64) -> Answer {
         let arrived = self.env.now();
-        self.quorum_round().await?;
+        self.quorum_round(Haste::Soon).await?;
         let now = self.env.now();
         let renewal =
             self.lead(|gc, state, _| gc.renew(now, arrived, state, lc))?.map_err(invalid)?;
@@ -237,7 +237,7 @@ impl Driver {
         space: DiskSpace,
     ) -> Answer {
         let arrived = self.env.now();
-        self.quorum_round().await?;
+        self.quorum_round(Haste::Soon).await?;
         let now = self.env.now();
         self.lead(|gc, state, _| gc.renew_io(now, arrived, state, io, space))?.map_err(invalid)?;
         self.renewed(map_version, false)

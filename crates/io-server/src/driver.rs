@@ -114,6 +114,21 @@ type Answer = (Result<IoReply, IoRefusal>, Payload);
 ///
 /// Errors: see [`IoFatal`]; the disk's state is whole whenever this is dropped.
 pub async fn run(env: Env, config: IoConfig) -> Result<Never, IoFatal> {
+    match run_until(env, config, std::future::pending::<Never>()).await {
+        Ok(never) => match never {},
+        Err(fatal) => Err(fatal),
+    }
+}
+
+/// Runs the I/O server until it must end, or `end` comes; then what is stable is applied, so that
+/// the portion files alone hold it.
+///
+/// Errors: see [`IoFatal`].
+pub async fn run_until<T>(
+    env: Env,
+    config: IoConfig,
+    end: impl Future<Output = T>,
+) -> Result<T, IoFatal> {
     let server = IoServer::start(&env, &config).await?;
     let mut listeners = Vec::new();
     for address in &config.listen {
@@ -126,10 +141,15 @@ pub async fn run(env: Env, config: IoConfig) -> Result<Never, IoFatal> {
         let handler = Rc::new(IoHandler { server: server.clone(), cluster: config.cluster });
         tasks.spawn_local(serve::<Io, IoHandler>(listener, handler));
     }
-    tokio::select! {
-        fatal = server.keep_lease() => Err(fatal),
-        fatal = server.maintain() => Err(fatal),
-    }
+    let ended = tokio::select! {
+        fatal = server.keep_lease() => return Err(fatal),
+        fatal = server.maintain() => return Err(fatal),
+        ended = end => ended,
+    };
+    // Nobody is served any more, and what was promised is in the journal.
+    tasks.abort_all();
+    server.checkpoint().await?;
+    Ok(ended)
 }
 
 impl IoServer {

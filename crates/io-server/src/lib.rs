@@ -41,5 +41,5 @@ mod sync;
 
 pub use checksum::crc32c;
 pub use disk::{DiskError, DiskIdentity, check_disk, format_disk, read_identity};
-pub use driver::{IoConfig, IoFatal, IoServer, Never, run};
+pub use driver::{IoConfig, IoFatal, IoServer, Never, run, run_until};
 pub use store::Limits;

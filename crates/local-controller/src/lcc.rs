@@ -725,6 +725,7 @@ impl Lcc {
         });
         LccStatus {
             incarnation: self.incarnation,
+            map_version: self.map().version,
             groups: groups.len() as u64,
             writes: counters.writes,
             prepares: counters.prepares,

@@ -266,3 +266,26 @@ fn a_portion_that_returns_before_the_disks_synced_is_repaired() {
         check(&group, &model).await;
     });
 }
+
+#[test] // Proves: F-4, G-9.
+fn a_small_file_that_is_on_few_portions_is_repaired() {
+    // The data portions of a file of two blocks, but for the first, were never written: the repair
+    // of its parity once asked them what was missed, was refused, and never came to an end.
+    run(31, async |simulation: Simulation| {
+        let cluster = Cluster::start(&simulation, 6, "rs/4+2").await;
+        let lc = cluster.start_lc(1).await;
+        let layout = layout(&lc.lccs()[0], 65536).await;
+        let group = lc.lccs()[0].create_group(&layout, layout.group()).unwrap();
+        let mut random = Random(37);
+        let mut model = Vec::new();
+        let out = layout.disks[5].0;
+        cluster.kill_io(out);
+        let bytes = random.bytes(5000);
+        write(&group, &mut model, 0, bytes).await;
+        cluster.start_io(out);
+        let bytes = random.bytes(5000);
+        write(&group, &mut model, 0, bytes).await;
+        repaired(&cluster).await;
+        check(&group, &model).await;
+    });
+}

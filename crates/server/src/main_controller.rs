@@ -54,6 +54,8 @@ struct Child {
     sockets: Vec<OwnedFd>,
     pid: Cell<Option<u32>>,
     restarts: Cell<u32>,
+    /// Not to be started again.
+    stopped: Cell<bool>,
     last_end: RefCell<Option<String>>,
     ended: Notify,
 }
@@ -124,6 +126,7 @@ fn children_of(folder: &Path, file: &ServerFile) -> Result<Vec<Child>, String> {
             sockets,
             pid: Cell::new(None),
             restarts: Cell::new(0),
+            stopped: Cell::new(false),
             last_end: RefCell::new(None),
             ended: Notify::new(),
         });
@@ -195,7 +198,7 @@ impl Main {
             child.ended.notify_waiters();
             child.ended.notify_one();
             *child.last_end.borrow_mut() = Some(end.clone());
-            if self.ending.get() {
+            if self.ending.get() || child.stopped.get() {
                 return;
             }
             tracing::warn!(role = ?child.role, disk = ?child.disk, %end, "a process ended; it is started again");
@@ -209,7 +212,7 @@ impl Main {
             }
             child.restarts.set(child.restarts.get() + 1);
             sleep(pause).await;
-            if self.ending.get() {
+            if self.ending.get() || child.stopped.get() {
                 return;
             }
         }
@@ -295,21 +298,25 @@ impl Main {
     async fn end_children(&self) {
         self.ending.set(true);
         for role in [ProcessRole::Lc, ProcessRole::Io, ProcessRole::Coordinator] {
-            let children: Vec<_> =
-                self.children.iter().filter(|child| child.role == role).collect();
-            for child in &children {
-                signal(child.pid.get(), Signal::TERM);
-            }
-            for child in &children {
-                let gone = async {
-                    while child.pid.get().is_some() {
-                        child.ended.notified().await;
-                    }
-                };
-                if timeout(END_WAIT, gone).await.is_err() {
-                    tracing::warn!(?role, "a process did not end in time; it is killed");
-                    signal(child.pid.get(), Signal::KILL);
+            self.end_role(role).await;
+        }
+    }
+
+    async fn end_role(&self, role: ProcessRole) {
+        let children: Vec<_> = self.children.iter().filter(|child| child.role == role).collect();
+        for child in &children {
+            child.stopped.set(true);
+            signal(child.pid.get(), Signal::TERM);
+        }
+        for child in &children {
+            let gone = async {
+                while child.pid.get().is_some() {
+                    child.ended.notified().await;
                 }
+            };
+            if timeout(END_WAIT, gone).await.is_err() {
+                tracing::warn!(?role, "a process did not end in time; it is killed");
+                signal(child.pid.get(), Signal::KILL);
             }
         }
     }
@@ -400,6 +407,10 @@ impl Handler<MainController> for Answerer {
                 processes: self.main.processes(),
                 up_ms: u64::try_from(self.main.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             },
+            MainRequest::EndLc => {
+                self.main.end_role(ProcessRole::Lc).await;
+                MainReply::Ending
+            }
             MainRequest::End => {
                 // The answer leaves first: the end begins with the next turn of the loop.
                 self.main.end.notify_one();

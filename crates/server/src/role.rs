@@ -123,13 +123,8 @@ async fn io(env: Env, folder: &Path, file: &ServerFile, disk: u32) -> Result<(),
         coordinators: file.coordinators(),
         limits: Limits::default(),
     };
-    tokio::select! {
-        end = braid_io_server::run(env, config) => match end {
-            Ok(never) => match never {},
-            Err(fatal) => Err(fatal.to_string()),
-        },
-        () = told_to_end() => Ok(()),
-    }
+    let end = braid_io_server::run_until(env, config, told_to_end()).await;
+    end.map_err(|fatal| fatal.to_string())
 }
 
 async fn lc(env: Env, folder: &Path, file: &ServerFile) -> Result<(), String> {

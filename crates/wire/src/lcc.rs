@@ -534,6 +534,8 @@ pub struct GroupDescription {
 pub struct LccStatus {
     /// Its incarnation.
     pub incarnation: Incarnation,
+    /// Version of the map that it has.
+    pub map_version: u64,
     /// Groups that it owns and has open.
     pub groups: u64,
     /// Cluster writes decided since its start.

@@ -22,6 +22,9 @@ pub enum MainRequest {
     Up,
     /// Its processes. Answer: `Processes`.
     Processes,
+    /// Ends the local controller cleanly, and does not start it again. Answer: `Ending`, when it is
+    /// gone. Done at all servers first, since each needs the others' I/O servers to end cleanly.
+    EndLc,
     /// Ends the server cleanly. Answer: `Ending`, before it does.
     End,
 }

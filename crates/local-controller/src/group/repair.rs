@@ -206,7 +206,9 @@ impl Group {
         };
         let (slots, bad) = {
             let state = self.state.borrow();
-            let in_sync = state.slots.iter().filter(|slot| slot.condition.in_sync());
+            // A slot that was never written knows nothing of the group.
+            let in_sync =
+                state.slots.iter().filter(|slot| slot.condition.in_sync() && !slot.unknown);
             let links = in_sync.map(|slot| (slot.index, slot.link.clone()));
             let missed = state.missed.iter().filter(|missed| missed.slot == index);
             missed.flat_map(|missed| &missed.ranges).for_each(&mut add);

@@ -10,7 +10,7 @@ use braid_env::{Env, machine};
 use braid_io_server::{DiskError, DiskIdentity, format_disk};
 use braid_terms::{ClusterId, ClusterMap, DiskId, ServerId};
 use braid_wire::main_controller::{MainReply, MainRequest};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Outcome;
 use super::health::{self, Health};
@@ -225,8 +225,12 @@ pub async fn stop(env: &Env, dir: &Path) -> Result<usize, Failure> {
     let file = super::read_cluster_file(&dir.join("client.toml"))?;
     let running: Vec<&ServerEntry> =
         file.servers.iter().filter(|server| is_running(&server_folder(dir, server.id.0))).collect();
-    // All LCs first: they need the others' I/O servers and coordinators to end cleanly. Each main
-    // controller ends its own in order, and they begin together.
+    // All LCs first: they need the others' I/O servers and coordinators to end cleanly.
+    let lcs = running.iter().map(|server| async {
+        let asked = health::ask_main(env, &file, server, &MainRequest::EndLc);
+        let _ = timeout(DOWN_WAIT / 2, asked).await;
+    });
+    futures_util::future::join_all(lcs).await;
     let ends = running.iter().map(|server| async {
         let reply = health::ask_main(env, &file, server, &MainRequest::End).await;
         if !matches!(reply, Some(MainReply::Ending)) {

@@ -146,7 +146,7 @@ async fn ask<S: Service>(
     let hello = Hello::new(file.cluster, S::ROLE, 0, Peer::Unknown);
     let _: Role = S::ROLE;
     let client = Client::<S>::connect(env, Address::Tcp(to), hello).await.ok()?;
-    let answer = client.call(request, Payload::empty(), Duration::from_secs(5)).await;
+    let answer = client.call(request, Payload::empty(), Duration::from_secs(30)).await;
     answer.ok().map(|(reply, _)| reply)
 }
 

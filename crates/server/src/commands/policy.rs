@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use braid_client::Client;
 use braid_terms::{AckMode, DataType, Policy, RaidScheme, STRIP_SIZE_MAX, STRIP_SIZE_MIN, Spread};
-use braid_wire::coordinator::{CoordinatorRequest, MapChange};
+use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest, MapChange};
 use braid_wire::coordinator_client::CoordinatorError;
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use super::Outcome;
 use crate::cli::{self, PolicySet};
@@ -35,12 +36,27 @@ pub async fn run(client: &Client, command: &cli::Policy) -> Outcome {
 async fn change(client: &Client, change: MapChange) -> Outcome {
     let request = CoordinatorRequest::Change(change);
     match client.coordinators().call(&request, Duration::from_secs(10)).await {
-        Ok(_) => Ok(ExitCode::SUCCESS),
+        Ok(CoordinatorReply::Map(map)) => wait_known(client, map.version).await,
+        Ok(_) => {}
         Err(CoordinatorError::Unreachable) => {
-            Err(Failure::Unreachable("no elected coordinator answers".to_owned()))
+            return Err(Failure::Unreachable("no elected coordinator answers".to_owned()));
         }
-        Err(error) => Err(Failure::Failed(error.to_string())),
+        Err(error) => return Err(Failure::Failed(error.to_string())),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until every local controller that answers has the change, so that the next put follows it.
+async fn wait_known(client: &Client, version: u64) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        let statuses = client.lcc_statuses().await;
+        if statuses.iter().all(|(_, status)| version <= status.map_version) {
+            return;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    eprintln!("warning: not all local controllers have the change yet");
 }
 
 fn policy_of(set: &PolicySet) -> Result<Policy, String> {
