@@ -301,6 +301,8 @@ impl<S: Store> Vfs<S> {
         };
         if names <= 1 {
             inode.state().names = Names::Kept;
+            // It may have been closed while the owner was asked.
+            self.drop_kept(&inode).await;
             return Ok(());
         }
         let record = self.count_names(home, entry.id, -1).await?;

@@ -53,6 +53,41 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Closes, where that leaves little to do.
+    pub fn release_here(&self, number: u64) -> Released {
+        let Ok(handle) = self.handle(number) else { return Released::Done };
+        {
+            let state = handle.inode.state();
+            if state.is_dirty() || state.names != Names::Some {
+                return Released::Ask;
+            }
+        }
+        let Some((handle, true)) = self.remove_handle(number) else { return Released::Done };
+        let names = {
+            let mut state = handle.inode.state();
+            state.chunks.clear();
+            state.names
+        };
+        if names == Names::Kept {
+            // Its last name went just now.
+            return Released::Kept(handle.inode.clone());
+        }
+        self.inodes.forget(handle.inode.id, 0);
+        Released::Done
+    }
+}
+
+/// What a FUSE thread made of a close.
+pub enum Released {
+    /// All of it.
+    Done,
+    /// Nothing: bytes wait, or a record.
+    Ask,
+    /// It is closed, and its record is to go: see [`Vfs::drop_kept`].
+    Kept(Arc<Inode>),
+}
+
 impl<S: Store> Vfs<S> {
     /// Opens a file.
     pub async fn open(self: &Rc<Self>, id: DeviceId, flags: i32) -> Outcome<Opened> {

@@ -26,7 +26,7 @@ use crate::attributes::{Changes, XattrMode};
 use crate::bridge::Bridge;
 use crate::errno::{Errno, Outcome};
 use crate::names::{Caller, NewNode, RenameMode};
-use crate::open::O_TRUNC;
+use crate::open::{O_TRUNC, Released};
 use crate::read::ReadHere;
 use crate::space::{Allocate, Sought};
 use crate::store::Store;
@@ -544,9 +544,17 @@ impl<S: Store> fuser::Filesystem for Front<S> {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        // Nobody waits for it. In order with later jobs: an unlink must know whether it is open.
+        // Nobody waits for it.
         reply.ok();
-        self.bridge.run(move |vfs| async move { vfs.release(number.0).await });
+        match self.shared().release_here(number.0) {
+            Released::Done => {}
+            Released::Ask => {
+                self.bridge.run(move |vfs| async move { vfs.release(number.0).await });
+            }
+            Released::Kept(inode) => {
+                self.bridge.run(move |vfs| async move { vfs.drop_kept(&inode).await });
+            }
+        }
     }
 
     fn fsync(
