@@ -24,9 +24,12 @@ pub fn check(root: &Path) -> Result<(), String> {
     let mut unknown = BTreeSet::new();
     for folder in ["crates", "xtask"] {
         walk(&root.join(folder), &mut |text, path| {
+            let heads = head_sources(text);
             for (marker, proof) in [("Source: ", false), ("Proves: ", true)] {
-                for line in text.lines().filter_map(|line| line.split_once(marker)) {
-                    for name in names_in(line.1) {
+                let lines = text.lines().filter_map(|line| Some(line.split_once(marker)?.1));
+                let heads = heads.iter().copied().filter(|_| !proof);
+                for line in lines.chain(heads) {
+                    for name in names_in(line) {
                         match rules.get_mut(&name) {
                             Some(rule) if proof => rule.proofs += 1,
                             Some(rule) => rule.sources += 1,
@@ -57,6 +60,13 @@ pub fn check(root: &Path) -> Result<(), String> {
     } else {
         Err(format!("rules with neither code nor test: {}", bare.join(", ")))
     }
+}
+
+/// Lines below a `# Source` of a file's head.
+fn head_sources(text: &str) -> Vec<&str> {
+    let head = text.lines().map_while(|line| line.strip_prefix("//!"));
+    let below = head.skip_while(|line| line.trim() != "# Source").skip(1);
+    below.take_while(|line| !line.trim_start().starts_with('#')).collect()
 }
 
 /// Rules are paragraphs that begin with `- **W-3**`.

@@ -14,7 +14,7 @@ use braid_terms::{ClusterId, DiskId};
 
 use crate::journal::Journal;
 
-/// Version of everything below the folder.
+/// Version of everything below the folder. Source: S-6.
 pub const FORMAT: u32 = 1;
 
 /// Which disk of which cluster. Source: S-7.

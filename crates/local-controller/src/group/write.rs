@@ -430,7 +430,7 @@ impl Group {
         }
     }
 
-    /// Decides what can be decided. Source: W-3.
+    /// Decides what can be decided. Source: W-3, G-8.
     pub(crate) fn try_decide(self: &Rc<Self>) {
         let mut answers = Vec::new();
         {
