@@ -41,7 +41,7 @@ fn one_member_begins_answers_and_remembers() {
 
 #[test]
 fn a_killed_leader_costs_less_than_three_seconds() {
-    for seed in 1..=10 {
+    for seed in 1..=12 {
         simulated::run(seed, async |simulation| {
             let mut group = Group::start(&simulation, 3);
             let (lc, lccs) = group.register_lc(1, 1).await;
@@ -257,5 +257,31 @@ fn a_member_that_forgot_its_log_does_not_take_part() {
         group.restart(1);
         sleep(SECOND).await;
         assert!(group.ends.borrow()[0].1.contains("snapshot without a log"), "{:?}", group.ends);
+    });
+}
+
+#[test] // Proves: S-4.
+fn a_failed_sync_ends_the_member_and_costs_nothing() {
+    simulated::run(6, async |simulation| {
+        let mut group = Group::start(&simulation, 3);
+        let (lc, lccs) = group.register_lc(1, 1).await;
+        let leader = group.leader().await;
+        simulation.machine(leader).disk(FOLDER).unwrap().fail_syncs(1);
+        let facts = vec![(GrantNumber { term: 1, counter: 1 }, suspect(5, 1))];
+        let request = CoordinatorRequest::RecordFacts { lcc: lccs[0], facts };
+        let Ok(CoordinatorReply::Recorded(first)) = group.call(&request).await else {
+            panic!("not recorded");
+        };
+        let Ok(CoordinatorReply::Recorded(again)) = group.call(&request).await else {
+            panic!("not recorded");
+        };
+        assert_eq!(first, again);
+        sleep(2 * SECOND).await;
+        assert_eq!(group.ends.borrow().iter().map(|end| end.0).collect::<Vec<_>>(), [leader]);
+        group.restart(leader);
+        sleep(2 * SECOND).await;
+        assert!(group.renew(lc).await.is_ok());
+        assert_eq!(group.client.statuses(SECOND).await.iter().flatten().count(), 3);
+        assert_eq!(group.ends.borrow().len(), 1);
     });
 }

@@ -326,13 +326,17 @@ async fn answer_request(
     }
 }
 
-/// Whether entries follow each other, and the first one the previous one.
+/// Whether entries follow each other, and the first one the previous one. Without one it is the
+/// first of the log.
 fn follow(previous: Option<EntryId>, entries: &[LogEntry]) -> bool {
     let mut before = previous;
     entries.iter().all(|entry| {
-        let goes_on = before.is_none_or(|before| {
-            entry.id.index.checked_sub(1) == Some(before.index) && before.term <= entry.id.term
-        });
+        let goes_on = match before {
+            None => entry.id.index == 0,
+            Some(before) => {
+                entry.id.index.checked_sub(1) == Some(before.index) && before.term <= entry.id.term
+            }
+        };
         before = Some(entry.id);
         goes_on
     })
@@ -397,3 +401,47 @@ const SNAPSHOT_PIECE: usize = 4 << 20;
 
 /// Longest wait for the answer to one piece.
 const SNAPSHOT_WAIT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::super::stored::Content;
+    use super::*;
+
+    fn entries(ids: &[(u64, u64)]) -> Vec<LogEntry> {
+        let ids = ids.iter().map(|(term, index)| EntryId { term: *term, index: *index });
+        ids.map(|id| LogEntry { id, content: Content::Blank }).collect()
+    }
+
+    #[test]
+    fn entries_with_holes_are_refused() {
+        let third = Some(EntryId { term: 2, index: 3 });
+        assert!(follow(third, &[]));
+        assert!(follow(third, &entries(&[(2, 4), (2, 5), (7, 6)])));
+        assert!(follow(None, &entries(&[(0, 0), (1, 1)])));
+        for ids in [&[(2, 5)][..], &[(2, 3)], &[(1, 4)], &[(2, 4), (2, 6)], &[(3, 4), (2, 5)]] {
+            assert!(!follow(third, &entries(ids)), "{ids:?}");
+        }
+        assert!(!follow(None, &entries(&[(1, 1)])));
+    }
+
+    #[test]
+    fn pieces_of_a_snapshot_are_taken_in_order_only() {
+        let ballot = Ballot { term: 1, node: 1, committed: true };
+        let members = super::super::stored::Members { configs: vec![], nodes: BTreeMap::new() };
+        let head = SnapshotHead { last: None, members_at: None, members };
+        let incoming = Incoming::default();
+        let take = |ballot, offset, piece: &[u8]| {
+            incoming
+                .take_piece(ballot, &head, offset, 4, piece)
+                .map(|bytes| bytes.map(|b| b.to_vec()))
+        };
+        assert_eq!(take(ballot, 2, b"cd"), None);
+        assert_eq!(take(ballot, 0, b"ab"), Some(None));
+        assert_eq!(take(ballot, 1, b"bc"), None);
+        assert_eq!(take(Ballot { term: 2, ..ballot }, 2, b"cd"), None);
+        assert_eq!(take(ballot, 2, b"cde"), None, "more than there is");
+        assert_eq!(take(ballot, 2, b"cd"), Some(Some(b"abcd".to_vec())));
+        assert_eq!(take(ballot, 2, b"cd"), None);
+        assert_eq!(incoming.take_piece(ballot, &head, 0, 0, b"").unwrap().unwrap().len(), 0);
+    }
+}
