@@ -512,3 +512,45 @@ fn many_threads_write_and_read() {
         assert_eq!(names(&mount.path(format!("t{thread}"))).len(), 33);
     }
 }
+
+/// A sequential read fetched whole units; one that a waiting write touched was never kept, and the
+/// reader fetched it for ever. Found by fsx.
+#[test]
+fn a_read_beside_waiting_writes_ends() {
+    mount!(store, mount);
+    let mut expect = pattern(4 << 20);
+    fs::write(mount.path("file"), &expect).expect("it is written");
+    let mount = mount.again(&store);
+    let file =
+        OpenOptions::new().read(true).write(true).open(mount.path("file")).expect("it opens");
+    // In the second unit of 1 MiB, behind what is read.
+    file.write_all_at(b"waits", 1_900_000).expect("it is written");
+    expect[1_900_000..1_900_005].copy_from_slice(b"waits");
+    let mut bytes = vec![0; 200_000];
+    file.read_exact_at(&mut bytes, 1_000_000).expect("it is read");
+    assert!(bytes == expect[1_000_000..1_200_000]);
+    let mut bytes = vec![0; 4 << 20];
+    file.read_exact_at(&mut bytes, 0).expect("it is read");
+    assert!(bytes == expect);
+}
+
+/// With `FUSE_ATOMIC_O_TRUNC` the mount had cut the file before the kernel refused the open, and
+/// the running program died of SIGBUS. Found by pjdfstest.
+#[test]
+fn a_running_program_is_not_cut() {
+    mount!(_store, mount);
+    let path = mount.path("sleep");
+    let Ok(bytes) = fs::read("/bin/sleep") else { return };
+    fs::write(&path, &bytes).expect("it is written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is set");
+    let mut running = match std::process::Command::new(&path).arg("10").spawn() {
+        Ok(running) => running,
+        // A mount of a user's may not run programs everywhere.
+        Err(error) => return println!("skipped: {error}"),
+    };
+    let error = File::create(&path).expect_err("it runs");
+    assert_eq!(error.kind(), ErrorKind::ExecutableFileBusy);
+    assert!(fs::read(&path).expect("it is read") == bytes);
+    running.kill().expect("it still runs");
+    running.wait().expect("it ends");
+}
