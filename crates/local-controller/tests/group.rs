@@ -289,3 +289,31 @@ fn a_small_file_that_is_on_few_portions_is_repaired() {
         check(&group, &model).await;
     });
 }
+
+#[test] // Proves: F-4, W-5.
+fn a_portion_in_sync_that_was_restarted_unused_does_not_stop_a_repair() {
+    // The owner's connection to a restarted I/O server was stale, nobody used it, and the repair of
+    // another portion failed on it for ever.
+    run(41, async |simulation: Simulation| {
+        let cluster = Cluster::start(&simulation, 6, "rs/4+2").await;
+        let lc = cluster.start_lc(1).await;
+        let layout = layout(&lc.lccs()[0], 65536).await;
+        let group = lc.lccs()[0].create_group(&layout, layout.group()).unwrap();
+        let mut random = Random(43);
+        let mut model = Vec::new();
+        let bytes = random.bytes(1 << 20);
+        write(&group, &mut model, 0, bytes).await;
+        group.sync().await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        let (first, second) = (layout.disks[0].0, layout.disks[1].0);
+        cluster.kill_io(first);
+        cluster.kill_io(second);
+        // Only the first data portion and the parity are used.
+        let bytes = random.bytes(4096);
+        write(&group, &mut model, 0, bytes).await;
+        cluster.start_io(first);
+        cluster.start_io(second);
+        repaired(&cluster).await;
+        check(&group, &model).await;
+    });
+}

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    end_quietly_on_broken_pipes();
     let arguments = cli::Cli::parse();
     output::start_logging(&arguments);
     match commands::run(arguments) {
@@ -30,4 +31,17 @@ fn main() -> ExitCode {
             failure.code()
         }
     }
+}
+
+/// A reader that has had enough (`braid find / | head`) ends a command without a word, as it does
+/// other programs.
+fn end_quietly_on_broken_pipes() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload().downcast_ref::<String>().map(String::as_str).unwrap_or_default();
+        if text.starts_with("failed printing to stdout") {
+            std::process::exit(0);
+        }
+        usual(info);
+    }));
 }

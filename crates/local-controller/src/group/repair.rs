@@ -54,8 +54,11 @@ impl Group {
             });
             out.collect()
         };
-        let mut whole = true;
-        for slot in slots {
+        // Slots in sync that nobody used since their I/O server was restarted are opened again here,
+        // or the others would wait for them for ever.
+        let ready = tokio::time::timeout(READY_WAIT, self.links_ready()).await;
+        let mut whole = matches!(ready, Ok(Ok(())));
+        for slot in if whole { slots } else { Vec::new() } {
             let repaired = self.repair_slot(slot).await.is_some();
             if !repaired {
                 self.join_failed(slot).await;
@@ -347,6 +350,9 @@ fn changes_of(device_index: u8, rows: &Range<u64>, bytes: &Bytes) -> (Vec<Change
     }
     (changes, payload)
 }
+
+/// Longest wait for the slots in sync.
+const READY_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Longest wait for a medium.
 const SYNC_WAIT: std::time::Duration = std::time::Duration::from_secs(60);
