@@ -317,3 +317,43 @@ fn a_portion_in_sync_that_was_restarted_unused_does_not_stop_a_repair() {
         check(&group, &model).await;
     });
 }
+
+#[test] // Proves: W-3, G-8.
+fn two_portions_that_fail_at_once_are_not_both_removed() {
+    // Each of the two was removed because the other was still counted: one of three was left, and
+    // nobody could rebuild the two. Found by the simulator: three servers, seed 4.
+    run(47, async |simulation: Simulation| {
+        let cluster = Cluster::start(&simulation, 3, "raid5/2+1").await;
+        let lc = cluster.start_lc(1).await;
+        let layout = layout(&lc.lccs()[0], 4096).await;
+        let group = lc.lccs()[0].create_group(&layout, layout.group()).unwrap();
+        let mut random = Random(53);
+        let mut model = Vec::new();
+        scribble(&group, &mut model, &mut random, 3).await;
+        let (one, other) = (layout.disks[0].0, layout.disks[1].0);
+        cluster.kill_io(one);
+        cluster.kill_io(other);
+        // Whole stripes: nothing old is to be read first.
+        let (writer, bytes) = (group.clone(), random.bytes(16_384));
+        let written = bytes.clone();
+        let waiting = tokio::task::spawn_local(async move {
+            let write = DeviceWrite { device_index: 0, at: 0, bytes: Bytes::from(written) };
+            writer.write(GroupWrite { writes: vec![write], ..GroupWrite::default() }).await
+        });
+        sleep(Duration::from_secs(10)).await;
+        assert!(!waiting.is_finished(), "below the quorum a write waits");
+        let facts = cluster.coordinator.facts.borrow().clone();
+        let own = facts.values().filter(|fact| fact.kind.group() == Some(layout.group()));
+        assert!(own.count() <= 1);
+        cluster.start_io(one);
+        cluster.start_io(other);
+        let done = timeout(Duration::from_secs(60), waiting).await;
+        done.expect("the write stands still").unwrap().unwrap();
+        if model.len() < bytes.len() {
+            model.resize(bytes.len(), 0);
+        }
+        model[..bytes.len()].copy_from_slice(&bytes);
+        repaired(&cluster).await;
+        check(&group, &model).await;
+    });
+}

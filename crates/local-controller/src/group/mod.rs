@@ -329,6 +329,15 @@ impl State {
         self.slots.iter().filter(|slot| slot.condition.in_sync()).count()
     }
 
+    /// Whether k slots stay in sync without this one, not counting others whose fact is on the way.
+    pub fn may_remove(&self, index: PortionIndex, data: usize) -> bool {
+        let others = self
+            .slots
+            .iter()
+            .filter(|slot| slot.index != index && slot.condition == Condition::InSync);
+        data <= others.count()
+    }
+
     /// What the slots are told of those under a fact.
     pub fn absent(&self) -> Vec<Absent> {
         let absent = self.slots.iter().filter_map(|slot| match slot.condition {

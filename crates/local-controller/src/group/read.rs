@@ -332,8 +332,8 @@ impl Group {
                 BlockRange { device_index, first: run.start, count: run.end - run.start }
             });
             state.bad.entry(slot).or_default().extend(ranges);
-            let left = state.in_sync() - usize::from(state.slot(slot).condition.in_sync());
-            if left < self.geometry.data() || !state.slot(slot).condition.in_sync() {
+            let may_remove = state.may_remove(slot, self.geometry.data());
+            if !may_remove || state.slot(slot).condition != super::Condition::InSync {
                 return;
             }
         }

@@ -123,11 +123,7 @@ impl Group {
             let leased =
                 self.lcc().is_ok_and(|lcc| lcc.live_disks().contains(&self.layout.disk(slot)));
             let over = !leased || end <= Instant::now();
-            let may_remove = {
-                let state = self.state.borrow();
-                let left = state.in_sync() - usize::from(state.slot(slot).condition.in_sync());
-                self.geometry.data() <= left
-            };
+            let may_remove = self.state.borrow().may_remove(slot, self.geometry.data());
             if (lacks || over) && may_remove {
                 self.remove_slot(slot).await;
                 return;

@@ -1,0 +1,260 @@
+//! Servers with all their roles on simulated machines: killed, paused, cut off, without power, back.
+//! # Theory
+//! A process that ends by itself is started again after a short pause, as its main controller would.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use braid_client::{Client, ClusterFile, ServerEntry};
+use braid_coordinator::CoordinatorConfig;
+use braid_env::simulated::{SimProcess, Simulation};
+use braid_env::{Address, Env};
+use braid_io_server::{DiskIdentity, IoConfig, Limits, format_disk};
+use braid_local_controller::lc::LcConfig;
+use braid_terms::{
+    ClusterId, ClusterMap, DiskId, DiskInfo, DiskState, FactKind, FactNumber, RaidScheme, ServerId,
+    ServerInfo, ServerState,
+};
+use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
+use braid_wire::coordinator_client::CoordinatorClient;
+use braid_wire::rpc::Peer;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+const CLUSTER: ClusterId = ClusterId(0x5eed);
+const PORTS: [u16; 4] = [1000, 1001, 1002, 1003];
+/// Machines from here on are clients.
+pub const CLIENTS: u32 = 101;
+
+/// A role of a server.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Role {
+    Coordinator,
+    Io,
+    Lc,
+}
+
+/// A simulated cluster.
+pub struct Cluster {
+    pub simulation: Simulation,
+    pub servers: u32,
+    members: u32,
+    map: ClusterMap,
+    processes: RefCell<BTreeMap<(u32, Role), SimProcess>>,
+}
+
+impl Cluster {
+    /// Formats and starts `servers` servers of one disk each.
+    pub async fn start(simulation: &Simulation, servers: u32, scheme: RaidScheme) -> Self {
+        let members = if servers >= 5 { 5 } else { servers.min(3) };
+        let address =
+            |server: u32, port: usize| match simulation.machine(server).address(PORTS[port]) {
+                Address::Tcp(address) => address,
+                Address::Unix(_) => unreachable!("machines have TCP addresses"),
+            };
+        let mut map = ClusterMap {
+            version: 1,
+            cluster: CLUSTER,
+            name: "simulated".to_owned(),
+            coordinators: (1..=members).map(ServerId).collect(),
+            scheme_default: Some(scheme),
+            ..ClusterMap::default()
+        };
+        for id in 1..=servers {
+            let server = ServerInfo {
+                id: ServerId(id),
+                name: format!("server-{id}"),
+                lc_address: address(id, 0),
+                coordinator_address: address(id, 1),
+                main_address: address(id, 2),
+                state: ServerState::InUse,
+                lc: None,
+                lccs: Vec::new(),
+            };
+            let disk = DiskInfo {
+                id: DiskId(id),
+                identity: u128::from(id),
+                server: ServerId(id),
+                address: address(id, 3),
+                path: "/disk".to_owned(),
+                state: DiskState::InUse,
+                incarnation: None,
+            };
+            map.servers.insert(ServerId(id), server);
+            map.disks.insert(DiskId(id), disk);
+        }
+        let cluster = Self {
+            simulation: simulation.clone(),
+            servers,
+            members,
+            map,
+            processes: RefCell::default(),
+        };
+        for id in 1..=servers {
+            let machine = simulation.machine(id);
+            machine.add_disk("/disk", 4 << 30);
+            machine.add_disk("/coordinator", 1 << 30);
+            let identity =
+                DiskIdentity { cluster: CLUSTER, disk: DiskId(id), identity: u128::from(id) };
+            let formatted = format_disk(&machine.env(), "/disk".as_ref(), identity).await;
+            formatted.expect("a new disk can be formatted");
+            cluster.start_server(id);
+        }
+        cluster
+    }
+
+    /// Starts what does not run of a server.
+    pub fn start_server(&self, server: u32) {
+        for role in [Role::Coordinator, Role::Io, Role::Lc] {
+            self.start_process(server, role);
+        }
+    }
+
+    /// Starts a process that does not run; nothing for a coordinator where none belongs.
+    pub fn start_process(&self, server: u32, role: Role) {
+        let alive = self.processes.borrow().get(&(server, role)).is_some_and(SimProcess::is_alive);
+        if alive || (role == Role::Coordinator && server > self.members) {
+            return;
+        }
+        let machine = self.simulation.machine(server);
+        let coordinators: Vec<SocketAddr> = (1..=self.members)
+            .map(|id| self.map.servers[&ServerId(id)].coordinator_address)
+            .collect();
+        let info = &self.map.servers[&ServerId(server)];
+        let process = match role {
+            Role::Coordinator => {
+                let members =
+                    (1..=self.members).map(ServerId).zip(coordinators).collect::<Vec<_>>();
+                let address = info.coordinator_address;
+                let map = self.map.clone();
+                self.simulation.spawn_process(&machine, "coordinator", move |env: Env| async move {
+                    loop {
+                        let config = CoordinatorConfig {
+                            server: ServerId(server),
+                            cluster: CLUSTER,
+                            listen: vec![Address::Tcp(address)],
+                            folder: "/coordinator".into(),
+                            members: members.clone(),
+                            first_map: Some(map.clone()),
+                        };
+                        let _ = braid_coordinator::run(env.clone(), config).await;
+                        sleep(RESTART_PAUSE).await;
+                    }
+                })
+            }
+            Role::Io => {
+                let address = self.map.disks[&DiskId(server)].address;
+                self.simulation.spawn_process(&machine, "io", move |env: Env| async move {
+                    loop {
+                        let config = IoConfig {
+                            disk: DiskId(server),
+                            folder: "/disk".into(),
+                            cluster: CLUSTER,
+                            server: ServerId(server),
+                            listen: vec![Address::Tcp(address)],
+                            coordinators: coordinators.clone(),
+                            limits: Limits::default(),
+                        };
+                        let _ = braid_io_server::run(env.clone(), config).await;
+                        sleep(RESTART_PAUSE).await;
+                    }
+                })
+            }
+            Role::Lc => {
+                let address = info.lc_address;
+                self.simulation.spawn_process(&machine, "lc", move |env: Env| async move {
+                    loop {
+                        let config = LcConfig {
+                            server: ServerId(server),
+                            cluster: CLUSTER,
+                            listen: vec![Address::Tcp(address)],
+                            coordinators: coordinators.clone(),
+                            io_sockets: BTreeMap::new(),
+                            lccs: 1,
+                            groups_kept: 50,
+                            shutdown: Rc::new(Notify::new()),
+                        };
+                        let _ = braid_local_controller::lc::run(env.clone(), config).await;
+                        sleep(RESTART_PAUSE).await;
+                    }
+                })
+            }
+        };
+        self.processes.borrow_mut().insert((server, role), process);
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self, server: u32, role: Role) {
+        if let Some(process) = self.processes.borrow_mut().remove(&(server, role)) {
+            process.kill();
+        }
+    }
+
+    /// SIGSTOP and SIGCONT.
+    pub fn set_paused(&self, server: u32, role: Role, paused: bool) {
+        if let Some(process) = self.processes.borrow().get(&(server, role)) {
+            if paused { process.pause() } else { process.resume() }
+        }
+    }
+
+    /// The machine loses its power, with all that was not synced.
+    pub fn power_cut(&self, server: u32) {
+        self.simulation.machine(server).power_cut();
+        self.processes.borrow_mut().retain(|(of, _), _| *of != server);
+    }
+
+    /// Everything is repaired from outside: power, network, processes.
+    pub fn bring_back(&self) {
+        self.simulation.heal_all();
+        for server in 1..=self.servers {
+            let machine = self.simulation.machine(server);
+            if !machine.is_up() {
+                machine.power_on();
+            }
+            for role in [Role::Coordinator, Role::Io, Role::Lc] {
+                self.set_paused(server, role, false);
+            }
+            self.start_server(server);
+        }
+    }
+
+    /// A client on a machine of its own.
+    pub async fn client(&self, number: u32) -> Result<Client, braid_client::Error> {
+        let servers = self.map.servers.values().map(|server| ServerEntry {
+            id: server.id,
+            lc: server.lc_address,
+            coordinator: server.coordinator_address,
+            main: server.main_address,
+        });
+        let file = ClusterFile {
+            cluster: CLUSTER,
+            name: self.map.name.clone(),
+            servers: servers.collect(),
+        };
+        Client::connect(self.simulation.machine(CLIENTS + number).env(), &file).await
+    }
+
+    /// Open facts: suspect portions, and pending ones of ended controllers; `None` where no global
+    /// controller answers.
+    pub async fn open_facts(&self) -> Option<(usize, u64)> {
+        let addresses = (1..=self.members)
+            .map(|id| self.map.servers[&ServerId(id)].coordinator_address)
+            .collect();
+        let env = self.simulation.machine(CLIENTS).env();
+        let client = CoordinatorClient::new(env, CLUSTER, Peer::Unknown, addresses);
+        let request = CoordinatorRequest::Facts { after: FactNumber(0), limit: 4096 };
+        let answer = client.call(&request, Duration::from_secs(5)).await;
+        let Ok(CoordinatorReply::Facts { facts, .. }) = answer else { return None };
+        let suspect = |kind: &FactKind| matches!(kind, FactKind::Suspect { .. });
+        let suspects = facts.iter().filter(|fact| suspect(&fact.kind)).count();
+        let statuses = client.statuses(Duration::from_secs(5)).await;
+        let leader = statuses.into_iter().flatten().find(|s| s.leader == Some(s.server))?;
+        Some((suspects, leader.facts.pending))
+    }
+}
+
+/// Pause before a process that ended is started again.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);

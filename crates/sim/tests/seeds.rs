@@ -1,0 +1,44 @@
+//! Ring 3: some seeds of the whole cluster.
+
+use braid_sim::{Settings, run_seed};
+
+fn check(seed: u64, settings: Settings) -> u64 {
+    let outcome = run_seed(seed, settings);
+    assert_eq!(
+        outcome.violation, None,
+        "cargo xtask sim --seed {seed} --ops {}",
+        settings.operations
+    );
+    assert!(outcome.operations >= settings.operations);
+    assert!(outcome.reads > 0);
+    outcome.trace
+}
+
+fn three() -> Settings {
+    let scheme = "raid5/2+1".parse().expect("a scheme");
+    Settings { servers: 3, scheme, ..Settings::default() }
+}
+
+#[test] // Proves: W-3, W-6, W-9, F-2, F-4, O-3, O-5, O-8.
+fn six_servers_lose_nothing() {
+    for seed in 1..=4 {
+        check(seed, Settings { operations: 120, ..Settings::default() });
+    }
+}
+
+#[test] // Proves: W-3, W-6, F-4.
+fn three_servers_lose_nothing() {
+    for seed in 1..=4 {
+        check(seed, Settings { operations: 120, ..three() });
+    }
+}
+
+#[test]
+fn the_same_seed_leaves_the_same_trace() {
+    let settings = Settings { operations: 60, rounds: 1, ..Settings::default() };
+    for seed in 11..=12 {
+        let run =
+            move || std::thread::spawn(move || check(seed, settings)).join().expect("no panic");
+        assert_eq!(run(), run(), "seed {seed}");
+    }
+}
