@@ -243,6 +243,7 @@ impl Lc {
         let mut groups = Vec::new();
         let mut ranges = Vec::new();
         for lcc in &self.lccs {
+            lcc.tells(term);
             let (held, leased) = lcc.holdings();
             groups.extend(held);
             ranges.extend(leased);

@@ -96,6 +96,8 @@ pub struct Lcc {
     pub(crate) disks: Disks,
     map: RefCell<Rc<ClusterMap>>,
     lease_until: Cell<Moment>,
+    /// The newest term of a global controller that was told our holdings.
+    told_term: Cell<u64>,
     live_disks: RefCell<BTreeMap<DiskId, u64>>,
     groups: RefCell<BTreeMap<DeviceId, Entry>>,
     ranges: RefCell<Vec<Range>>,
@@ -134,6 +136,7 @@ impl Lcc {
             disks: parts.disks,
             map: RefCell::new(parts.map.clone()),
             lease_until: Cell::default(),
+            told_term: Cell::default(),
             live_disks: RefCell::default(),
             groups: RefCell::default(),
             ranges: RefCell::default(),
@@ -354,6 +357,11 @@ impl Lcc {
     ) -> Result<(GrantNumber, Vec<Fact>), OwnError> {
         let request = CoordinatorRequest::Grant { lcc: self.incarnation, group: device };
         match self.ask(&request, end).await? {
+            // A grant of a global controller of before, that was long on its way: its successor was
+            // not told of it (hole 6).
+            CoordinatorReply::Granted { grant, .. } if grant.term < self.told_term.get() => {
+                Err(OwnError::Unavailable("the grant is of an earlier global controller".into()))
+            }
             CoordinatorReply::Granted { grant, facts, .. } => Ok((grant, facts)),
             CoordinatorReply::OwnedBy { lcc, incarnation, address } => {
                 if incarnation == self.incarnation {
@@ -510,6 +518,8 @@ impl Lcc {
             let request = CoordinatorRequest::LeaseNumbers { lcc: self.incarnation };
             let end = Instant::now() + ACQUIRE_WAIT;
             match self.ask(&request, end).await {
+                Ok(CoordinatorReply::Numbers { grant, .. })
+                    if grant.term < self.told_term.get() => {}
                 Ok(CoordinatorReply::Numbers { first, grant }) => {
                     let range = Range { first: first.0, next: first.0, grant };
                     self.ranges.borrow_mut().push(range);
@@ -570,6 +580,11 @@ impl Lcc {
             Entry::Opening(_) => None,
         });
         open.collect()
+    }
+
+    /// From now on no grant of a lower term is taken. Source: O-3.
+    pub(crate) fn tells(&self, term: u64) {
+        self.told_term.set(self.told_term.get().max(term));
     }
 
     /// What a new global controller is told: granted groups, and ranges by their first number.

@@ -286,6 +286,9 @@ async fn answer_request(
     request: PeerRequest,
     piece: &[u8],
 ) -> Option<PeerReply> {
+    if !is_possible(*raft.node_id(), &request) {
+        return None;
+    }
     match request {
         PeerRequest::Append { ballot, previous, entries, committed } => {
             if !ballot.committed || !follow(previous, &entries) {
@@ -324,6 +327,23 @@ async fn answer_request(
             Some(PeerReply::Snapshot(answer.vote.into()))
         }
     }
+}
+
+/// Whether another member can have said this to `node`. openraft asserts it, and counts on.
+fn is_possible(node: u64, request: &PeerRequest) -> bool {
+    let (ballot, ids) = match request {
+        PeerRequest::Append { ballot, previous, entries, committed } => {
+            let last = entries.last().map(|entry| entry.id);
+            (ballot, [*previous, last, *committed])
+        }
+        PeerRequest::Vote(asked) | PeerRequest::PreVote(asked) => {
+            (&asked.ballot, [asked.last, None, None])
+        }
+        PeerRequest::Snapshot { ballot, head, .. } => (ballot, [head.last, head.members_at, None]),
+    };
+    let is_small = |id: &EntryId| id.term <= COUNT_MAX && id.index <= COUNT_MAX;
+    // Who leads, or stands for election, sends nothing to itself.
+    ballot.node != node && ballot.term <= COUNT_MAX && ids.iter().flatten().all(is_small)
 }
 
 /// Whether entries follow each other, and the first one the previous one. Without one it is the
@@ -395,6 +415,9 @@ impl Incoming {
 
 /// Which of the connections of two servers it is.
 const PEER_STREAM: u8 = 1;
+
+/// No group counts so far, neither terms nor entries; whoever adds to it does not overflow.
+const COUNT_MAX: u64 = 1 << 48;
 
 /// Bytes of one piece of a snapshot.
 const SNAPSHOT_PIECE: usize = 4 << 20;
