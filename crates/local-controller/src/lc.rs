@@ -11,7 +11,7 @@
 //! # Source
 //! O-3, O-4, O-8, F-3, F-4.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use braid_env::{Address, Env, Payload};
 use braid_terms::{
-    ClusterId, ClusterMap, DiskId, DiskState, Fact, FactKind, Incarnation, LEASE_MS, LccId,
-    ServerId,
+    ClusterId, ClusterMap, DiskId, DiskState, Fact, FactKind, GroupLayout, Incarnation, LEASE_MS,
+    LccId, ServerId,
 };
 use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::{CoordinatorClient, CoordinatorError};
@@ -35,7 +35,7 @@ use crate::disks::{CALL_WAIT, Disks};
 use crate::files::Files;
 use crate::group::Group;
 use crate::group::repair::Repaired;
-use crate::lcc::{Lcc, LccParts};
+use crate::lcc::{Lcc, LccParts, OwnError};
 
 /// What an LC is told at its start.
 #[derive(Clone)]
@@ -243,8 +243,7 @@ impl Lc {
         let mut groups = Vec::new();
         let mut ranges = Vec::new();
         for lcc in &self.lccs {
-            lcc.tells(term);
-            let (held, leased) = lcc.holdings();
+            let (held, leased) = lcc.tell_holdings(term);
             groups.extend(held);
             ranges.extend(leased);
         }
@@ -292,7 +291,7 @@ impl Lc {
         loop {
             sleep(if busy { WORK_AGAIN } else { WORK_EVERY }).await;
             busy = false;
-            if !self.lccs[0].lease_valid() {
+            if !self.lccs[0].lease_valid() || self.lccs[0].is_ending() {
                 continue;
             }
             let request = CoordinatorRequest::Work { lc: self.lc };
@@ -363,33 +362,33 @@ impl Lc {
                 layouts.insert(layout.group(), layout);
             }
         }
-        let mut settled: BTreeSet<_> = BTreeSet::new();
-        for layout in layouts.values() {
-            let lcc = self.lcc_of(layout.group().0);
-            match lcc.group(layout).await {
-                Ok(group) if group.sync().await.is_ok() => {
-                    settled.insert(layout.group());
-                }
-                // A live owner has opened it already.
-                Err(crate::lcc::OwnError::NotOwner(Some(_)) | crate::lcc::OwnError::Unknown) => {
-                    settled.insert(layout.group());
-                }
-                other => {
-                    let reason = other.err();
-                    tracing::debug!(group = %layout.group(), ?reason, "not settled yet");
-                }
-            }
-        }
+        let settlings = layouts.values().map(|layout| self.settle(layout));
+        let settlings = futures_util::stream::iter(settlings).buffer_unordered(REPAIRS_AT_ONCE);
+        let settled = settlings.fold(true, |all, one| async move { all & one }).await;
         lcc.send_marks().await;
-        if complete && settled.len() == layouts.len() {
+        if complete && settled {
             let request = CoordinatorRequest::CloseSweep { lcc: lcc.incarnation(), dead };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
             tracing::info!(%dead, groups = layouts.len(), ?answer, "swept a dead LCC");
         }
     }
 
-    /// Ends cleanly: everything stable, marks told, nothing pending.
+    /// Opens a group, which settles it, and brings that to the media; `false`: later again.
+    async fn settle(&self, layout: &GroupLayout) -> bool {
+        match self.lcc_of(layout.group().0).group(layout).await {
+            Ok(group) => group.sync().await.is_ok(),
+            // A live owner has opened it already, or it was removed.
+            Err(OwnError::NotOwner(Some(_)) | OwnError::Unknown) => true,
+            Err(error) => {
+                tracing::debug!(group = %layout.group(), ?error, "not settled yet");
+                false
+            }
+        }
+    }
+
+    /// Ends cleanly: nothing new is begun, everything is stable, marks are told, nothing is pending.
     async fn end(&self) -> LcEnd {
+        self.lccs.iter().for_each(|lcc| lcc.set_ending());
         let finished = timeout(END_WAIT, async {
             let mut all = true;
             for lcc in &self.lccs {
@@ -413,7 +412,7 @@ impl Lc {
 }
 
 async fn finish(group: &Rc<Group>) -> bool {
-    !group.is_alive() || group.sync().await.is_ok()
+    !group.is_alive() || group.drain().await.is_ok()
 }
 
 /// Works a group's facts off now, for who asks for it.

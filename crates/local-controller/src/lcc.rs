@@ -9,6 +9,7 @@
 //! # Invariants
 //! L1 A group is in the table at most once, opening or open.
 //! L2 Nothing is answered while the lease is over.
+//! L3 What was told to a term is all that is owned under grants of earlier terms (O-3, hole 6).
 //! # Source
 //! O-1 to O-6, G-4, G-5.
 
@@ -21,7 +22,7 @@ use std::time::Duration;
 use braid_env::{Env, Moment};
 use braid_terms::{
     ClusterId, ClusterMap, DataType, DeviceId, DiskId, Fact, FactKind, FactNumber, GrantNumber,
-    GroupLayout, Incarnation, LayoutGeneration, LccId, NUMBER_RANGE_SIZE, PolicyQuestion, ServerId,
+    GroupLayout, Incarnation, LayoutGeneration, LccId, PolicyQuestion, ServerId,
 };
 use braid_wire::coordinator::{
     CoordinatorRefusal, CoordinatorReply, CoordinatorRequest, FactRefusal,
@@ -36,6 +37,7 @@ use crate::group::open::OpenError;
 use crate::group::{Dead, Group};
 use crate::placement::{Candidate, draw};
 use crate::policy;
+use crate::ranges::Ranges;
 
 /// Why a group is not to be had here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,14 +76,16 @@ pub(crate) struct Counters {
 }
 
 enum Entry {
-    Opening(Rc<Notify>),
+    Opening(Rc<Opening>),
     Open(Rc<Group>),
 }
 
-struct Range {
-    first: u64,
-    next: u64,
-    grant: GrantNumber,
+#[derive(Default)]
+struct Opening {
+    /// Told when it is open, or could not be opened.
+    bell: Notify,
+    /// Under which it is being opened; owned from then on.
+    grant: Cell<Option<GrantNumber>>,
 }
 
 type FactDone = oneshot::Sender<Result<FactNumber, Dead>>;
@@ -96,11 +100,11 @@ pub struct Lcc {
     pub(crate) disks: Disks,
     map: RefCell<Rc<ClusterMap>>,
     lease_until: Cell<Moment>,
-    /// The newest term of a global controller that was told our holdings.
-    told_term: Cell<u64>,
     live_disks: RefCell<BTreeMap<DiskId, u64>>,
     groups: RefCell<BTreeMap<DeviceId, Entry>>,
-    ranges: RefCell<Vec<Range>>,
+    ranges: RefCell<Ranges>,
+    /// The newest term to which we told what we own; grants of earlier terms come too late.
+    told_term: Cell<u64>,
     leasing: tokio::sync::Mutex<()>,
     facts: RefCell<Vec<(GrantNumber, FactKind, FactDone)>>,
     facts_bell: Notify,
@@ -109,6 +113,8 @@ pub struct Lcc {
     counters: Cell<Counters>,
     uses: Cell<u64>,
     repairs: Cell<u64>,
+    /// Nothing new is begun any more.
+    ending: Cell<bool>,
     /// Our incarnation is invalid: all ends.
     invalid: Cell<bool>,
     pub(crate) invalid_bell: Notify,
@@ -136,10 +142,10 @@ impl Lcc {
             disks: parts.disks,
             map: RefCell::new(parts.map.clone()),
             lease_until: Cell::default(),
-            told_term: Cell::default(),
             live_disks: RefCell::default(),
             groups: RefCell::default(),
             ranges: RefCell::default(),
+            told_term: Cell::default(),
             leasing: tokio::sync::Mutex::new(()),
             facts: RefCell::default(),
             facts_bell: Notify::new(),
@@ -148,6 +154,7 @@ impl Lcc {
             counters: Cell::default(),
             uses: Cell::default(),
             repairs: Cell::default(),
+            ending: Cell::default(),
             invalid: Cell::default(),
             invalid_bell: Notify::new(),
         });
@@ -226,6 +233,15 @@ impl Lcc {
         }
     }
 
+    /// From now on groups take no new change, and no group is opened.
+    pub(crate) fn set_ending(&self) {
+        self.ending.set(true);
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.get()
+    }
+
     pub(crate) fn is_invalid(&self) -> bool {
         self.invalid.get()
     }
@@ -257,9 +273,12 @@ impl Lcc {
         if layout.check().is_err() {
             return Err(OwnError::BadLayout("the layout of a group contradicts itself".into()));
         }
+        if self.is_ending() {
+            return Err(OwnError::Unavailable("the local controller ends".into()));
+        }
         let device = layout.group();
-        let bell = loop {
-            let opening = {
+        let opening = loop {
+            let other = {
                 let mut groups = self.groups.borrow_mut();
                 match groups.get(&device) {
                     Some(Entry::Open(group)) if group.is_alive() => {
@@ -267,15 +286,15 @@ impl Lcc {
                         group.used.set(self.uses.get());
                         return Ok(group.clone());
                     }
-                    Some(Entry::Opening(bell)) => bell.clone(),
+                    Some(Entry::Opening(other)) => other.clone(),
                     _ => {
-                        let bell = Rc::new(Notify::new());
-                        groups.insert(device, Entry::Opening(bell.clone()));
-                        break bell;
+                        let opening = Rc::new(Opening::default());
+                        groups.insert(device, Entry::Opening(opening.clone()));
+                        break opening;
                     }
                 }
             };
-            let opened = opening.notified();
+            let opened = other.bell.notified();
             if matches!(self.groups.borrow().get(&device), Some(Entry::Opening(_))) {
                 opened.await;
             }
@@ -285,15 +304,17 @@ impl Lcc {
         let lcc = self.clone();
         let layout = layout.clone();
         tokio::task::spawn_local(async move {
-            let opened = lcc.acquire(layout, create).await;
-            {
-                let mut groups = lcc.groups.borrow_mut();
-                match &opened {
-                    Ok(group) => groups.insert(device, Entry::Open(group.clone())),
-                    Err(_) => groups.remove(&device),
-                };
+            let opened = lcc.acquire(layout, create, &opening).await;
+            match &opened {
+                Ok(group) => {
+                    lcc.ranges.borrow_mut().note_made(device);
+                    lcc.groups.borrow_mut().insert(device, Entry::Open(group.clone()));
+                }
+                Err(_) => {
+                    lcc.groups.borrow_mut().remove(&device);
+                }
             }
-            bell.notify_waiters();
+            opening.bell.notify_waiters();
             let _ = done.send(opened);
         });
         result.await.unwrap_or_else(|_| Err(OwnError::Unavailable("the LCC ends".into())))
@@ -303,24 +324,35 @@ impl Lcc {
         self: &Rc<Self>,
         layout: GroupLayout,
         create: Option<DeviceId>,
+        opening: &Opening,
     ) -> Result<Rc<Group>, OwnError> {
         let end = Instant::now() + ACQUIRE_WAIT;
         let device = layout.group();
-        let (grant, facts) = match self.own_range(device) {
-            Some(grant) => (grant, self.facts_of(device, end).await?),
-            None => self.ask_for(device, end).await?,
-        };
-        let opened = match (Group::open(self, layout.clone(), grant, &facts, end).await, create) {
-            // All slots were fenced by the open and know nothing.
-            (Err(OpenError::Unknown), Some(home)) => Group::fresh(self, layout, grant, home),
-            (opened, _) => opened,
-        };
-        opened.map_err(|error| match error {
-            OpenError::LostOwnership => OwnError::NotOwner(None),
-            OpenError::Unavailable(reason) => OwnError::Unavailable(reason),
-            OpenError::Unknown => OwnError::Unknown,
-            OpenError::BadLayout(reason) => OwnError::BadLayout(reason),
-        })
+        loop {
+            let of_range = self.own_range(device);
+            let (grant, facts) = match of_range {
+                Some(grant) => (grant, self.facts_of(device, end).await?),
+                None => self.ask_for(device, end).await?,
+            };
+            opening.grant.set(Some(grant));
+            let opened = Group::open(self, layout.clone(), grant, &facts, end).await;
+            return match (opened, create) {
+                // All slots were fenced by the open and know nothing.
+                (Err(OpenError::Unknown), Some(home)) => Group::fresh(self, layout, grant, home),
+                (Err(OpenError::GrantUsed), _) if of_range.is_some() => {
+                    self.ranges.borrow_mut().lose(device);
+                    continue;
+                }
+                (opened, _) => opened,
+            }
+            .map_err(|error| match error {
+                OpenError::LostOwnership => OwnError::NotOwner(None),
+                OpenError::Unavailable(reason) => OwnError::Unavailable(reason),
+                OpenError::GrantUsed => OwnError::Unavailable("the grant was used before".into()),
+                OpenError::Unknown => OwnError::Unknown,
+                OpenError::BadLayout(reason) => OwnError::BadLayout(reason),
+            });
+        }
     }
 
     /// The grant of a group that is to be removed, and its facts. It is not opened, so that one of
@@ -343,7 +375,7 @@ impl Lcc {
         }
         match self.own_range(device) {
             Some(grant) => {
-                self.split_range(device);
+                self.ranges.borrow_mut().lose(device);
                 Ok((grant, Vec::new()))
             }
             None => self.ask_for(device, end).await,
@@ -356,27 +388,19 @@ impl Lcc {
         end: Instant,
     ) -> Result<(GrantNumber, Vec<Fact>), OwnError> {
         let request = CoordinatorRequest::Grant { lcc: self.incarnation, group: device };
-        match self.ask(&request, end).await? {
-            // A grant of a global controller of before, that was long on its way: its successor was
-            // not told of it (hole 6).
-            CoordinatorReply::Granted { grant, .. } if grant.term < self.told_term.get() => {
-                Err(OwnError::Unavailable("the grant is of an earlier global controller".into()))
-            }
-            CoordinatorReply::Granted { grant, facts, .. } => Ok((grant, facts)),
-            CoordinatorReply::OwnedBy { lcc, incarnation, address } => {
-                if incarnation == self.incarnation {
-                    // Ours by the global controller's table, and not in ours: given up, or of a
-                    // range. It is told so, and asked again.
-                    let giving = CoordinatorRequest::GiveUpNumbers {
-                        lcc: self.incarnation,
-                        groups: vec![device],
-                    };
-                    self.ask(&giving, end).await?;
-                    return Err(OwnError::NotOwner(None));
+        loop {
+            match self.ask(&request, end).await? {
+                // Told to a newer global controller, what we own is known: this one came too late.
+                CoordinatorReply::Granted { grant, .. } if grant.term < self.told_term.get() => {
+                    sleep(ASK_PAUSE).await;
                 }
-                Err(OwnError::NotOwner(Some((lcc, address))))
+                CoordinatorReply::Granted { grant, facts, .. } => return Ok((grant, facts)),
+                CoordinatorReply::OwnedBy { lcc, incarnation, address } => {
+                    let other = (incarnation != self.incarnation).then_some((lcc, address));
+                    return Err(OwnError::NotOwner(other));
+                }
+                _ => return Err(no_answer()),
             }
-            _ => Err(OwnError::Unavailable("the global controller did not answer".into())),
         }
     }
 
@@ -388,7 +412,7 @@ impl Lcc {
             let request = CoordinatorRequest::Facts { after, limit: 4096 };
             let CoordinatorReply::Facts { facts, end: last } = self.ask(&request, end).await?
             else {
-                return Err(OwnError::Unavailable("the global controller did not answer".into()));
+                return Err(no_answer());
             };
             after = facts.last().map_or(after, |fact| fact.number);
             own.extend(facts.into_iter().filter(|fact| fact.kind.group() == Some(device)));
@@ -416,18 +440,17 @@ impl Lcc {
     }
 
     fn own_range(&self, device: DeviceId) -> Option<GrantNumber> {
-        let ranges = self.ranges.borrow();
-        // Only numbers that were given out: the rest name nothing yet.
-        let own = ranges.iter().find(|range| (range.first..range.next).contains(&device.0));
-        own.map(|range| range.grant)
+        self.ranges.borrow().grant_of(device)
     }
 
-    /// Whether the group was made by this LCC in this life and is not in the table any more, or
-    /// never was: a `fresh` request may make it.
+    /// Whether this LCC gave the number out and nobody made the group since: a `fresh` request may
+    /// make it.
     #[must_use]
     pub fn may_be_fresh(&self, layout: &GroupLayout) -> bool {
-        self.own_range(layout.group()).is_some()
-            && !self.groups.borrow().contains_key(&layout.group())
+        let device = layout.group();
+        self.own_range(device).is_some()
+            && !self.ranges.borrow().is_made(device)
+            && !self.groups.borrow().contains_key(&device)
     }
 
     /// Makes a group that was never written, of a number that this LCC gave out. Nothing is asked.
@@ -446,6 +469,7 @@ impl Lcc {
         let group = group.map_err(|error| OwnError::BadLayout(format!("{error:?}")))?;
         self.uses.set(self.uses.get() + 1);
         group.used.set(self.uses.get());
+        self.ranges.borrow_mut().note_made(device);
         self.groups.borrow_mut().insert(device, Entry::Open(group.clone()));
         Ok(group)
     }
@@ -500,44 +524,36 @@ impl Lcc {
     /// Errors: `Unavailable`.
     pub(crate) async fn new_number(&self) -> Result<DeviceId, PlaceError> {
         loop {
-            if let Some(range) = self.ranges.borrow_mut().last_mut()
-                && range.next < range.first + NUMBER_RANGE_SIZE
-            {
-                range.next += 1;
-                return Ok(DeviceId(range.next - 1));
+            if let Some(number) = self.ranges.borrow_mut().take() {
+                return Ok(number);
             }
-            let _one = self.leasing.lock().await;
-            let has_room = self
-                .ranges
-                .borrow()
-                .last()
-                .is_some_and(|range| range.next < range.first + NUMBER_RANGE_SIZE);
-            if has_room {
-                continue;
+            self.lease_numbers().await?;
+        }
+    }
+
+    /// Sees to it that a number can be given out.
+    async fn lease_numbers(&self) -> Result<(), PlaceError> {
+        let _one = self.leasing.lock().await;
+        if self.ranges.borrow().has_room() {
+            return Ok(());
+        }
+        let request = CoordinatorRequest::LeaseNumbers { lcc: self.incarnation };
+        match self.ask(&request, Instant::now() + ACQUIRE_WAIT).await {
+            // Asked again by who needs a number.
+            Ok(CoordinatorReply::Numbers { grant, .. }) if grant.term < self.told_term.get() => {
+                Ok(())
             }
-            let request = CoordinatorRequest::LeaseNumbers { lcc: self.incarnation };
-            let end = Instant::now() + ACQUIRE_WAIT;
-            match self.ask(&request, end).await {
-                Ok(CoordinatorReply::Numbers { grant, .. })
-                    if grant.term < self.told_term.get() => {}
-                Ok(CoordinatorReply::Numbers { first, grant }) => {
-                    let range = Range { first: first.0, next: first.0, grant };
-                    self.ranges.borrow_mut().push(range);
-                }
-                _ => return Err(PlaceError::Unavailable("no device numbers to be had".into())),
+            Ok(CoordinatorReply::Numbers { first, grant }) => {
+                self.ranges.borrow_mut().add(first, grant);
+                Ok(())
             }
+            _ => Err(PlaceError::Unavailable("no device numbers to be had".into())),
         }
     }
 
     /// Leases numbers ahead, so that the first create does not wait.
     pub(crate) async fn warm_up(&self) {
-        if self.ranges.borrow().is_empty()
-            && let Ok(DeviceId(number)) = self.new_number().await
-            && let Some(range) = self.ranges.borrow_mut().last_mut()
-            && range.next == number + 1
-        {
-            range.next = number;
-        }
+        let _ = self.lease_numbers().await;
     }
 
     pub(crate) fn forget(&self, device: DeviceId, grant: GrantNumber) {
@@ -548,27 +564,8 @@ impl Lcc {
         drop(groups);
         self.unstable.borrow_mut().remove(&device);
         self.marks.borrow_mut().remove(&device);
-        if self.own_range(device).is_some() && !self.is_invalid() {
-            // Somebody else was granted it: never ours again without asking.
-            self.split_range(device);
-        }
-    }
-
-    /// Takes one number out of our ranges.
-    fn split_range(&self, device: DeviceId) {
-        let mut ranges = self.ranges.borrow_mut();
-        let Some(at) =
-            ranges.iter().position(|range| (range.first..range.next).contains(&device.0))
-        else {
-            return;
-        };
-        let grant = ranges[at].grant;
-        let before = Range { first: ranges[at].first, next: device.0, grant };
-        ranges[at].first = device.0 + 1;
-        // The part before is full: numbers are given out only from the last one.
-        if before.first < before.next {
-            ranges.insert(0, before);
-        }
+        // Somebody else was granted it, or it is gone: never ours again without asking.
+        self.ranges.borrow_mut().lose(device);
     }
 
     /// All groups that are open.
@@ -582,18 +579,22 @@ impl Lcc {
         open.collect()
     }
 
-    /// From now on no grant of a lower term is taken. Source: O-3.
-    pub(crate) fn tells(&self, term: u64) {
+    /// What a new global controller is told: granted groups, also those that are being opened, and
+    /// ranges by their first number. Grants of earlier terms are refused from then on.
+    pub(crate) fn tell_holdings(
+        &self,
+        term: u64,
+    ) -> (Vec<(DeviceId, GrantNumber, u8)>, Vec<DeviceId>) {
         self.told_term.set(self.told_term.get().max(term));
-    }
-
-    /// What a new global controller is told: granted groups, and ranges by their first number.
-    pub(crate) fn holdings(&self) -> (Vec<(DeviceId, GrantNumber, u8)>, Vec<DeviceId>) {
-        let groups = self.open_groups();
-        let granted = groups.iter().filter(|group| self.own_range(group.layout.group()).is_none());
-        let granted = granted.map(|group| (group.layout.group(), group.grant, self.id.index));
-        let ranges = self.ranges.borrow().iter().map(|range| DeviceId(range.first)).collect();
-        (granted.collect(), ranges)
+        let groups = self.groups.borrow();
+        let held = groups.iter().filter_map(|(device, entry)| {
+            let grant = match entry {
+                Entry::Open(group) => group.grant,
+                Entry::Opening(opening) => opening.grant.get()?,
+            };
+            self.own_range(*device).is_none().then_some((*device, grant, self.id.index))
+        });
+        (held.collect(), self.ranges.borrow().firsts())
     }
 
     /// Gives up groups that were not used for long, beyond `keep`. Source: O-6.
@@ -650,10 +651,10 @@ impl Lcc {
                 let request = CoordinatorRequest::RecordFacts { lcc: self.incarnation, facts };
                 // An unknown outcome is asked for, not guessed: a repeat is answered as the first.
                 let results = loop {
-                    match self.ask(&request, Instant::now() + Duration::from_secs(5)).await {
+                    match self.ask(&request, Instant::now() + ASK_AGAIN).await {
                         Ok(CoordinatorReply::Recorded(results)) => break results,
                         _ if self.is_invalid() => return,
-                        _ => sleep(Duration::from_millis(50)).await,
+                        _ => sleep(ASK_PAUSE).await,
                     }
                 };
                 for ((_, _, done), result) in waiting.into_iter().zip(results) {
@@ -668,20 +669,32 @@ impl Lcc {
         }
     }
 
-    /// Closes a fact. Source: F-4.
+    /// Closes a fact; returns when the outcome is known, however often it must be asked. Refused, it
+    /// says that somebody else speaks for the group. Source: F-1, F-4.
     pub(crate) async fn close_fact(
         &self,
         fact: FactNumber,
         grant: GrantNumber,
-    ) -> Result<(), OwnError> {
+    ) -> Result<(), Dead> {
         let request =
             CoordinatorRequest::CloseFacts { lcc: self.incarnation, facts: vec![(fact, grant)] };
-        match self.ask(&request, Instant::now() + ACQUIRE_WAIT).await? {
-            CoordinatorReply::Closed(results) => match results.first() {
-                Some(Ok(())) => Ok(()),
-                other => Err(OwnError::Unavailable(format!("a fact was not closed: {other:?}"))),
-            },
-            _ => Err(OwnError::Unavailable("the global controller did not answer".into())),
+        loop {
+            match self.ask(&request, Instant::now() + ASK_AGAIN).await {
+                Ok(CoordinatorReply::Closed(results)) => match results.first() {
+                    Some(Ok(())) => return Ok(()),
+                    Some(Err(refusal)) => {
+                        tracing::warn!(?fact, ?refusal, "a fact was not closed");
+                        if *refusal == FactRefusal::InvalidIncarnation {
+                            self.invalidate();
+                        }
+                        return Err(Dead::LostOwnership);
+                    }
+                    None => {}
+                },
+                _ if self.is_invalid() => return Err(Dead::LostOwnership),
+                _ => {}
+            }
+            sleep(ASK_PAUSE).await;
         }
     }
 
@@ -754,12 +767,22 @@ impl Lcc {
         }
     }
 
-    /// Servers of the map, for whoever looks for owners.
+    /// Its server.
     #[must_use]
     pub fn server(&self) -> ServerId {
         self.id.server
     }
 }
+
+fn no_answer() -> OwnError {
+    OwnError::Unavailable("the global controller did not answer".into())
+}
+
+/// What must be known is asked for again after so long without an answer.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Pause before it is asked again.
+const ASK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Longest wait for an owner, a grant or an open.
 const ACQUIRE_WAIT: Duration = Duration::from_secs(10);

@@ -8,6 +8,7 @@
 //! | `disks.rs`          | connections to I/O servers, syncs and marks for all groups           |
 //! | `files/`            | file controllers: directories, attributes, file bytes                |
 //! | `placement.rs`      | which disks a new group gets                                         |
+//! | `ranges.rs`         | which device numbers are its own without asking                      |
 
 mod disks;
 pub mod files;
@@ -16,6 +17,7 @@ pub mod lc;
 mod lcc;
 mod placement;
 pub mod policy;
+mod ranges;
 
 pub use group::{DeviceWrite, Group, GroupWrite, ReadError, WriteError};
 pub use lcc::{Lcc, OwnError, PlaceError};

@@ -3,7 +3,8 @@
 //! Servers are drawn one after the other, each with a chance by the free space of its disks, then a
 //! disk of it likewise. The first drawn are the data portions: drawn at random, so which disks get
 //! parity is drawn too (G-1). With fewer servers than portions the scheme gets narrower at the same
-//! m (F-7); where even that does not fit, or a policy spreads over disks only, portions share servers.
+//! m (F-7); where even that does not fit, or a policy spreads over disks only, portions share servers,
+//! as evenly as the disks allow.
 //! # Source
 //! G-4, F-7.
 
@@ -54,10 +55,17 @@ pub fn draw(
         return Err(format!("{count} disks are up, {scheme} needs at least {needed}"));
     };
     let mut left = candidates.to_vec();
+    let mut drawn: BTreeMap<ServerId, usize> = BTreeMap::new();
     let mut disks = Vec::new();
     for _ in 0..scheme.portions() {
-        let weights: Vec<u64> = left.iter().map(|disk| disk.free).collect();
-        disks.push(left.swap_remove(weighted(&weights, &random)).disk);
+        // A server gets its next portion when all others have as many, or no more disks.
+        let count = |disk: &Candidate| drawn.get(&disk.server).copied().unwrap_or(0);
+        let least = left.iter().map(count).min().unwrap_or(0);
+        let fewest: Vec<usize> = (0..left.len()).filter(|at| count(&left[*at]) == least).collect();
+        let weights: Vec<u64> = fewest.iter().map(|at| left[*at].free).collect();
+        let disk = left.swap_remove(fewest[weighted(&weights, &random)]);
+        *drawn.entry(disk.server).or_default() += 1;
+        disks.push(disk.disk);
     }
     Ok((scheme, disks))
 }
@@ -115,6 +123,22 @@ mod tests {
             first_server += u32::from(servers.contains(&0));
         }
         assert!(first_server < 25, "a full server is drawn seldom: {first_server}");
+    }
+
+    #[test] // Proves: G-4.
+    fn portions_that_share_servers_are_spread_evenly() {
+        let scheme: RaidScheme = "rs/4+2".parse().expect("a scheme");
+        let random = random();
+        for (servers, most) in [(1, 6), (2, 3), (4, 2), (6, 1)] {
+            let all = candidates(servers, 6, |at| u64::from(at) + 1);
+            for _ in 0..50 {
+                let (_, disks) = draw(&all, scheme, Spread::Disk, &random).expect("places");
+                assert_eq!(disks.iter().collect::<BTreeSet<_>>().len(), 6);
+                let server = |disk: &DiskId| (disk.0 - 1) / 6;
+                let count = |one| disks.iter().filter(|disk| server(disk) == one).count();
+                assert_eq!((0..servers).map(count).max(), Some(most));
+            }
+        }
     }
 
     #[test] // Proves: F-7.

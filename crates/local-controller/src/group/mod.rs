@@ -14,6 +14,7 @@
 //! # Source
 //! W-1 to W-5, W-9, F-2.
 
+mod heal;
 mod images;
 pub(crate) mod open;
 mod read;
@@ -32,7 +33,7 @@ use braid_terms::{
     DeviceId, DiskId, FactNumber, GrantNumber, GroupLayout, Incarnation, JournalPosition,
     PortionIndex, WriteNumber,
 };
-use braid_wire::io::{Absent, BlockRange, Footprint, Missed, Participant, RecordKind};
+use braid_wire::io::{Absent, Footprint, Missed, Participant, RecordKind};
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
@@ -76,8 +77,6 @@ pub(crate) struct State {
     pub dead: Option<Dead>,
     /// Marks moved that the slots have not heard.
     pub marks_due: bool,
-    /// Blocks that were found bad, for the repair of their slot.
-    pub bad: BTreeMap<PortionIndex, Vec<BlockRange>>,
     pub repairing: bool,
     /// A withdrawal is under way: nothing new is numbered.
     pub withdrawing: bool,
@@ -100,6 +99,8 @@ pub(crate) struct Slot {
     pub prev: WriteNumber,
     /// Its I/O server knows nothing of the group: the next record makes it.
     pub unknown: bool,
+    /// Prepares that it refused without a promise in between.
+    pub refusals: u8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,6 +117,12 @@ pub(crate) enum Condition {
     Joining {
         fact: FactNumber,
         after: WriteNumber,
+        whole: bool,
+        from: WriteNumber,
+    },
+    /// Joining, and whole again: the close of its fact is proposed. Until its outcome is known the
+    /// slot stays required, for the fact may be gone already (hole 23).
+    Closing {
         from: WriteNumber,
     },
 }
@@ -338,12 +345,19 @@ impl State {
         data <= others.count()
     }
 
+    /// What a removed slot promised is missed now; it must not hold the stable mark once it joins.
+    pub fn forget_promises(&mut self, index: PortionIndex) {
+        for write in &mut self.unstable {
+            write.positions.remove(&index);
+        }
+    }
+
     /// What the slots are told of those under a fact.
     pub fn absent(&self) -> Vec<Absent> {
         let absent = self.slots.iter().filter_map(|slot| match slot.condition {
             Condition::InSync | Condition::Removing => None,
             Condition::Suspect { .. } => Some(Absent { slot: slot.index, joining_from: None }),
-            Condition::Joining { from, .. } => {
+            Condition::Joining { from, .. } | Condition::Closing { from } => {
                 Some(Absent { slot: slot.index, joining_from: Some(from) })
             }
         });

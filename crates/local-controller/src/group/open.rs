@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::images::{Images, slot_bit};
-use super::resolve::{Resolution, resolve};
+use super::resolve::{Counts, Resolution, resolve};
 use super::slots::{Opened, REOPEN_WINDOW};
 use super::{Condition, Dead, Group, Link, RowLocks, Slot, State};
 use crate::disks::DiskUp;
@@ -33,6 +33,9 @@ pub enum OpenError {
     LostOwnership,
     /// Too few portions answer now.
     Unavailable(String),
+    /// Something is in doubt that was written under this very grant: what settles it needs a
+    /// higher one.
+    GrantUsed,
     /// No portion knows it.
     Unknown,
     /// The layout is none.
@@ -78,6 +81,7 @@ impl Group {
             link: Link::Down,
             prev: WriteNumber::NONE,
             unknown,
+            refusals: 0,
         });
         let state = State {
             slots: slots.collect(),
@@ -92,7 +96,6 @@ impl Group {
             missed: Vec::new(),
             dead: None,
             marks_due: false,
-            bad: BTreeMap::new(),
             repairing: false,
             withdrawing: false,
         };
@@ -130,21 +133,25 @@ impl Group {
         let removed = group.layout.scheme.portions() - reports.len();
         let only: BTreeMap<PortionIndex, Report> =
             reports.iter().map(|(slot, (report, _))| (*slot, report.clone())).collect();
-        let parity = group.geometry.parity();
-        let resolution = resolve(&only, removed, parity, group.layout.devices.len());
+        let counts = Counts {
+            data: group.geometry.data(),
+            parity: group.geometry.parity(),
+            devices: group.layout.devices.len(),
+            removed,
+        };
+        let resolution = resolve(&only, counts);
+        if resolution.needs_outcome && grant <= resolution.ends_at.grant {
+            return Err(OpenError::GrantUsed);
+        }
         let lost = group.lost_slots(&only, &resolution);
         group.take_reports(reports, &resolution);
-        for slot in lost {
-            let left = {
-                let state = group.state.borrow();
-                state.in_sync() - 1
-            };
-            if left < group.geometry.data() {
+        for (slot, whole) in lost {
+            if !group.state.borrow().may_remove(slot, group.geometry.data()) {
                 let reason = format!("portion {slot} lacks what the others cannot replace");
                 return Err(OpenError::Unavailable(reason));
             }
             tracing::warn!(group = %group.layout.group(), %slot, "a portion lacks what counts");
-            group.remove_slot(slot).await;
+            group.remove_slot(slot, whole).await;
             group.alive()?;
         }
         if resolution.needs_outcome {
@@ -205,7 +212,7 @@ impl Group {
                         reports.insert(slot, (*report, up));
                     }
                     Opened::Fenced => return Err(OpenError::LostOwnership),
-                    Opened::Unusable => {
+                    Opened::Unreadable(_) | Opened::Unusable => {
                         unusable.insert(slot);
                     }
                     Opened::Silent => {}
@@ -236,7 +243,7 @@ impl Group {
                     });
                     silent.map(|slot| slot.index).collect()
                 };
-                let removals = silent.into_iter().map(|slot| self.remove_slot(slot));
+                let removals = silent.into_iter().map(|slot| self.remove_slot(slot, false));
                 futures_util::future::join_all(removals).await;
                 self.alive()?;
                 break;
@@ -254,18 +261,19 @@ impl Group {
     }
 
     /// In-sync slots that lack something: a record that counts, what their journal lost, or a
-    /// portion file that the others know to exist.
+    /// portion file that the others know to exist; and whether all of it is to be rebuilt.
     fn lost_slots(
         &self,
         reports: &BTreeMap<PortionIndex, Report>,
         resolution: &Resolution,
-    ) -> BTreeSet<PortionIndex> {
-        let mut lost = resolution.lost_at.clone();
+    ) -> BTreeMap<PortionIndex, bool> {
+        let mut lost: BTreeMap<_, _> =
+            resolution.lost_at.iter().map(|slot| (*slot, false)).collect();
         for (slot, report) in reports {
             let exists = resolution.existing & slot_bit(*slot) != 0;
-            let unreadable = report.files.contains(&FileState::Unreadable);
-            if report.damaged_after.is_some() || unreadable || (exists && report.layout.is_none()) {
-                lost.insert(*slot);
+            let whole = is_gone(report, exists, resolution.settled);
+            if report.damaged_after.is_some() || whole {
+                lost.insert(*slot, whole);
             }
         }
         lost
@@ -308,6 +316,10 @@ impl Group {
         let lost = |_| OpenError::LostOwnership;
         decided.await.map_err(|_| OpenError::LostOwnership)?.map_err(lost)?;
         self.stable(number).await.map_err(lost)?;
+        // Slots tell lengths as of the last write that they had part in: after this one, all tell
+        // the same, whichever are left.
+        let nothing = Images { to_all: true, ..Images::default() };
+        let _ = self.submit(RecordKind::Write, nothing, resolution.lengths.clone(), None);
         tracing::info!(
             group = %self.layout.group(),
             ends_at = %resolution.ends_at,
@@ -315,6 +327,14 @@ impl Group {
         );
         Ok(())
     }
+}
+
+/// Whether a slot cannot be built upon: its portion files are gone or unreadable, or its journal
+/// lost what was stable. Source: F-2, S-3.
+pub(crate) fn is_gone(report: &Report, exists: bool, stable: WriteNumber) -> bool {
+    report.files.contains(&FileState::Unreadable)
+        || (exists && (report.layout.is_none() || report.files.contains(&FileState::None)))
+        || report.damaged_after.is_some_and(|after| after < stable)
 }
 
 /// The layout of the highest generation that is known.

@@ -6,6 +6,8 @@
 //! # Invariants
 //! R1 No byte leaves that was not verified against the checksum its writer computed.
 //! R2 The lease was valid after the last byte was gathered (O-4).
+//! # Failure
+//! Bad blocks of more than m slots, each in other rows: then every row is computed by itself.
 //! # Source
 //! W-12, S-2, F-6, G-9.
 
@@ -26,18 +28,20 @@ use crate::disks::CALL_WAIT;
 
 /// A run of blocks of one unit; blocks that were never written are zeros.
 #[derive(Clone)]
-struct Run {
+pub(super) struct Run {
     first: u64,
-    /// Whole, where all blocks exist or it was computed.
     bytes: Bytes,
 }
 
 /// Why a slot gave no blocks.
-enum Miss {
+pub(super) enum Miss {
     Silent,
-    /// The bad blocks, and what is right of the rest.
+    /// These blocks do not fit their checksums, or cannot be read.
     Bad(Vec<u64>),
 }
+
+/// Bad blocks by unit.
+type Bad = BTreeMap<usize, Vec<u64>>;
 
 impl Group {
     /// Reads device bytes; shorter at the end of the device. Pieces are in order.
@@ -126,8 +130,48 @@ impl Group {
         wanted: &BTreeMap<usize, Range<u64>>,
         not: UnitSet,
     ) -> Result<BTreeMap<usize, Run>, ReadError> {
+        let mut bad = Bad::new();
+        let mut fetched = self.fetch_together(device_index, wanted, not, &mut bad).await;
+        if matches!(fetched, Err(ReadError::Lost(_))) {
+            fetched = self.fetch_by_rows(device_index, wanted, not, &mut bad).await;
+        }
+        for (unit, blocks) in bad {
+            self.report_bad(self.geometry.slot(unit), device_index, blocks);
+        }
+        fetched
+    }
+
+    async fn fetch_by_rows(
+        self: &Rc<Self>,
+        device_index: u8,
+        wanted: &BTreeMap<usize, Range<u64>>,
+        not: UnitSet,
+        bad: &mut Bad,
+    ) -> Result<BTreeMap<usize, Run>, ReadError> {
+        let start = wanted.values().map(|rows| rows.start).min().unwrap_or(0);
+        let end = wanted.values().map(|rows| rows.end).max().unwrap_or(0);
+        let mut found: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
+        for row in start..end {
+            let units = wanted.iter().filter(|(_, rows)| rows.contains(&row));
+            let of_row: BTreeMap<_, _> = units.map(|(unit, _)| (*unit, row..row + 1)).collect();
+            for (unit, run) in self.fetch_together(device_index, &of_row, not, bad).await? {
+                found.entry(unit).or_default().extend_from_slice(&run.bytes);
+            }
+        }
+        let run = |(unit, bytes): (usize, Vec<u8>)| {
+            (unit, Run { first: wanted[&unit].start, bytes: bytes.into() })
+        };
+        Ok(found.into_iter().map(run).collect())
+    }
+
+    async fn fetch_together(
+        self: &Rc<Self>,
+        device_index: u8,
+        wanted: &BTreeMap<usize, Range<u64>>,
+        not: UnitSet,
+        bad: &mut Bad,
+    ) -> Result<BTreeMap<usize, Run>, ReadError> {
         let mut failed = not;
-        let mut bad: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
         let mut found: BTreeMap<usize, Run> = BTreeMap::new();
         // First what is wanted, from the slots that have it.
         let readable = self.readable();
@@ -136,7 +180,7 @@ impl Group {
             .filter(|(unit, _)| readable.contains(**unit) && !failed.contains(**unit))
             .map(|(unit, rows)| (*unit, rows.clone()))
             .collect();
-        self.gather(device_index, direct, &mut found, &mut failed, &mut bad).await?;
+        self.gather(device_index, direct, &mut found, &mut failed, bad).await?;
         let lost: Vec<usize> =
             wanted.keys().copied().filter(|unit| !found.contains_key(unit)).collect();
         if lost.is_empty() {
@@ -154,7 +198,7 @@ impl Group {
                 run.first <= start && end * BLOCK <= run.first * BLOCK + run.bytes.len() as u64
             };
             for (unit, run) in
-                found.iter().filter(|(unit, run)| fits(run) && !bad.contains_key(unit))
+                found.iter().filter(|(unit, run)| fits(run) && !failed.contains(**unit))
             {
                 sources.entry(*unit).or_insert_with(|| run.clone());
             }
@@ -170,13 +214,14 @@ impl Group {
             if more.is_empty() {
                 let count = sources.len();
                 let reason = format!("{count} of the {k} portions needed can be read");
-                return Err(if bad.is_empty() {
-                    ReadError::Unavailable(reason)
-                } else {
+                let is_bad = failed.iter().any(|unit| bad.contains_key(&unit));
+                return Err(if is_bad {
                     ReadError::Lost(reason)
+                } else {
+                    ReadError::Unavailable(reason)
                 });
             }
-            self.gather(device_index, more, &mut sources, &mut failed, &mut bad).await?;
+            self.gather(device_index, more, &mut sources, &mut failed, bad).await?;
         }
         let present: UnitSet = sources.keys().copied().take(k).collect();
         let lost_units: UnitSet = lost.iter().copied().collect();
@@ -199,9 +244,6 @@ impl Group {
         for (unit, bytes) in decoder.wanted().iter().zip(outputs) {
             found.insert(unit, Run { first: start, bytes: bytes.into() });
         }
-        for (unit, blocks) in bad {
-            self.report_bad(self.geometry.slot(unit), device_index, &blocks);
-        }
         Ok(found)
     }
 
@@ -218,7 +260,7 @@ impl Group {
         wanted: Vec<(usize, Range<u64>)>,
         found: &mut BTreeMap<usize, Run>,
         failed: &mut UnitSet,
-        bad: &mut BTreeMap<usize, Vec<u64>>,
+        bad: &mut Bad,
     ) -> Result<(), ReadError> {
         let reads = wanted.into_iter().map(|(unit, rows)| async move {
             let run = self.read_slot(device_index, self.geometry.slot(unit), rows).await;
@@ -232,14 +274,14 @@ impl Group {
                 Err(Miss::Silent) => failed.insert(unit),
                 Err(Miss::Bad(blocks)) => {
                     failed.insert(unit);
-                    bad.insert(unit, blocks);
+                    bad.entry(unit).or_default().extend(blocks);
                 }
             }
         }
         Ok(())
     }
 
-    async fn read_slot(
+    pub(super) async fn read_slot(
         self: &Rc<Self>,
         device_index: u8,
         slot: PortionIndex,
@@ -322,27 +364,6 @@ impl Group {
         let alive = self.state.borrow().dead.is_none();
         let valid = self.lcc().is_ok_and(|lcc| lcc.lease_valid());
         if alive && valid { Ok(()) } else { Err(ReadError::LostOwnership) }
-    }
-
-    /// Bad blocks become a fact, and the repair of the slot rebuilds them. Source: F-6.
-    fn report_bad(self: &Rc<Self>, slot: PortionIndex, device_index: u8, blocks: &[u64]) {
-        {
-            let mut state = self.state.borrow_mut();
-            let ranges = super::images::runs(blocks.iter().copied()).into_iter().map(|run| {
-                BlockRange { device_index, first: run.start, count: run.end - run.start }
-            });
-            state.bad.entry(slot).or_default().extend(ranges);
-            let may_remove = state.may_remove(slot, self.geometry.data());
-            if !may_remove || state.slot(slot).condition != super::Condition::InSync {
-                return;
-            }
-        }
-        tracing::warn!(group = %self.layout.group(), %slot, "blocks do not fit their checksums");
-        let group = self.clone();
-        tokio::task::spawn_local(async move {
-            group.remove_slot(slot).await;
-            group.repair().await;
-        });
     }
 }
 

@@ -15,13 +15,14 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{PortionIndex, WriteNumber};
-use braid_wire::io::{
-    BlockRange, Change, FileState, IoReply, IoRequest, Missed, Read, RecordKind, Report,
-};
+use braid_terms::{FactKind, PortionIndex, WriteNumber};
+use braid_wire::io::{BlockRange, Change, IoReply, IoRequest, Missed, Read, RecordKind, Report};
 use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::images::{BLOCK, crcs, runs};
+use super::open::is_gone;
 use super::row_locks::Rows;
 use super::slots::Opened;
 use super::{Condition, Group, Link};
@@ -40,62 +41,102 @@ pub enum Repaired {
 }
 
 impl Group {
-    /// Repairs every slot under a fact whose disk answers.
+    /// Repairs every slot under a fact whose disk answers; who comes while a repair is under way
+    /// waits for it.
     pub async fn repair(self: &Rc<Self>) -> Repaired {
-        let slots: Vec<_> = {
-            let mut state = self.state.borrow_mut();
-            if state.repairing || state.dead.is_some() {
-                return Repaired::Not;
+        // A task of its own: who gives up waiting must not leave a half repair behind.
+        let (done, repaired) = oneshot::channel();
+        let group = self.clone();
+        tokio::task::spawn_local(async move {
+            let _ = done.send(group.repair_all().await);
+        });
+        repaired.await.unwrap_or(Repaired::Not)
+    }
+
+    async fn repair_all(self: &Rc<Self>) -> Repaired {
+        let mut waited = false;
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut state = self.state.borrow_mut();
+                if state.dead.is_some() {
+                    return Repaired::Not;
+                }
+                if !state.repairing {
+                    state.repairing = !waited;
+                    break;
+                }
             }
-            state.repairing = true;
-            let out = state.slots.iter().filter_map(|slot| match slot.condition {
-                Condition::Suspect { .. } => Some(slot.index),
-                _ => None,
-            });
-            out.collect()
-        };
-        // Slots in sync that nobody used since their I/O server was restarted are opened again here,
-        // or the others would wait for them for ever.
-        let ready = tokio::time::timeout(READY_WAIT, self.links_ready()).await;
-        let mut whole = matches!(ready, Ok(Ok(())));
-        for slot in if whole { slots } else { Vec::new() } {
-            let repaired = self.repair_slot(slot).await.is_some();
-            if !repaired {
-                self.join_failed(slot).await;
-            }
-            whole &= repaired;
+            waited = true;
+            changed.await;
         }
-        self.state.borrow_mut().repairing = false;
-        let whole = whole && !self.has_facts() && self.is_alive();
-        if whole { Repaired::Whole } else { Repaired::Not }
+        if !waited {
+            // Slots in sync that nobody used since their I/O server was restarted are opened again
+            // here, or the others would wait for them for ever.
+            let ready = timeout(READY_WAIT, self.links_ready()).await;
+            let is_ready = matches!(ready, Ok(Ok(())));
+            for slot in self.layout.slots().filter(|_| is_ready) {
+                let condition = self.state.borrow().slot(slot).condition;
+                if matches!(condition, Condition::Suspect { .. })
+                    && self.repair_slot(slot).await.is_none()
+                {
+                    self.join_failed(slot).await;
+                }
+            }
+            self.state.borrow_mut().repairing = false;
+            self.changed.notify_waiters();
+        }
+        if !self.has_facts() && self.is_alive() { Repaired::Whole } else { Repaired::Not }
     }
 
     async fn join_failed(self: &Rc<Self>, index: PortionIndex) {
         let joining =
             matches!(self.state.borrow().slot(index).condition, Condition::Joining { .. });
         if joining {
-            self.remove_slot(index).await;
+            self.remove_slot(index, false).await;
         }
     }
 
     /// `None` where it did not succeed.
     async fn repair_slot(self: &Rc<Self>, index: PortionIndex) -> Option<()> {
         let lcc = self.lcc().ok()?;
-        let Condition::Suspect { fact, after, whole } = self.state.borrow().slot(index).condition
+        let Condition::Suspect { after, whole: known_whole, .. } =
+            self.state.borrow().slot(index).condition
         else {
             return None;
         };
         // Its files tell whether there is anything to build upon.
-        let Opened::Report(seen, up) = self.open_slot(index).await else { return None };
+        let (seen, up) = match self.open_slot(index).await {
+            Opened::Report(seen, up) => (Some(seen), up),
+            Opened::Unreadable(up) => (None, up),
+            Opened::Fenced | Opened::Unusable | Opened::Silent => return None,
+        };
         let existed = self.state.borrow().existing & super::images::slot_bit(index) != 0;
-        let gone = seen.layout.is_none() || seen.files.contains(&FileState::Unreadable);
-        let damaged = seen.damaged_after.is_some_and(|lost| lost < after);
-        let whole = whole || (existed && gone) || damaged;
+        let gone = seen.is_none_or(|seen| is_gone(&seen, existed, after));
+        let whole = known_whole || gone;
+        if whole && !known_whole {
+            // The rejoin will empty it: from then on it is not to be taken for one that lacks a few
+            // regions, whoever repairs it.
+            let layout = self.layout.clone();
+            let kind = FactKind::Suspect { layout, slot: index, after, whole };
+            let fact = match lcc.record_fact(self.grant, kind).await {
+                Ok(fact) => fact,
+                Err(dead) => {
+                    self.kill(dead);
+                    return None;
+                }
+            };
+            let mut state = self.state.borrow_mut();
+            state.slot_mut(index).condition = Condition::Suspect { fact, after, whole };
+        }
+        let Condition::Suspect { fact, .. } = self.state.borrow().slot(index).condition else {
+            return None;
+        };
         // Nothing is numbered between the rejoin's `prev` and the first write that it gets: all rows
         // are locked meanwhile.
         let everything = self.everything();
         let guard = self.locks.lock(everything, false).await;
-        self.pending_settled().await?;
+        self.pending_settled().await.ok()?;
         let (prev, decided, lengths) = {
             let state = self.state.borrow();
             (state.last, state.decided, state.decided_lengths.clone())
@@ -122,10 +163,11 @@ impl Group {
                 sequence: if prev.grant == self.grant { prev.sequence + 1 } else { 1 },
             };
             let slot = state.slot_mut(index);
-            slot.condition = Condition::Joining { fact, after, from };
+            slot.condition = Condition::Joining { fact, after, whole, from };
             slot.link = Link::Up(up.clone());
             slot.prev = report.last;
             slot.unknown = false;
+            slot.refusals = 0;
         }
         self.after_slot_change();
         drop(guard);
@@ -142,21 +184,34 @@ impl Group {
         // The slot counts all up to its rejoin as stable, so it must be so everywhere before others
         // believe its mark.
         self.stable(decided).await.ok()?;
-        // Required from before this is proposed (hole 23): it has been since the rejoin.
-        lcc.close_fact(fact, self.grant).await.ok()?;
-        {
-            let mut state = self.state.borrow_mut();
-            if !matches!(state.slot(index).condition, Condition::Joining { fact: own, .. } if own == fact)
-            {
-                return None;
-            }
-            state.slot_mut(index).condition = Condition::InSync;
-            state.missed.retain(|missed| missed.slot != index);
-            state.bad.remove(&index);
-        }
+        self.close(index).await?;
         lcc.count(|counters| counters.blocks_rebuilt += blocks);
         tracing::info!(group = %self.layout.group(), slot = %index, blocks, "repaired a portion");
         self.after_slot_change();
+        Some(())
+    }
+
+    /// Closes the fact of a slot that is whole again. From before the close is proposed until its
+    /// outcome is known the slot is required, and no new fact is recorded of it (hole 23).
+    async fn close(self: &Rc<Self>, index: PortionIndex) -> Option<()> {
+        let lcc = self.lcc().ok()?;
+        let fact = {
+            let mut state = self.state.borrow_mut();
+            let slot = state.slot_mut(index);
+            // It may have failed meanwhile.
+            let Condition::Joining { fact, from, .. } = slot.condition else { return None };
+            slot.condition = Condition::Closing { from };
+            fact
+        };
+        if let Err(dead) = lcc.close_fact(fact, self.grant).await {
+            self.kill(dead);
+            return None;
+        }
+        {
+            let mut state = self.state.borrow_mut();
+            state.slot_mut(index).condition = Condition::InSync;
+            state.missed.retain(|missed| missed.slot != index);
+        }
         Some(())
     }
 
@@ -164,23 +219,6 @@ impl Group {
         (0..self.layout.devices.len())
             .map(|device| Rows { device_index: device as u8, range: 0..u64::MAX })
             .collect()
-    }
-
-    /// Waits until nothing that was numbered is undecided.
-    async fn pending_settled(&self) -> Option<()> {
-        loop {
-            let changed = self.changed.notified();
-            {
-                let state = self.state.borrow();
-                if state.dead.is_some() {
-                    return None;
-                }
-                if state.pending.is_empty() {
-                    return Some(());
-                }
-            }
-            changed.await;
-        }
     }
 
     /// Everything that a slot lacks of writes above `after`. Source: F-2.
@@ -207,7 +245,7 @@ impl Group {
             let blocks = rows.entry(range.device_index).or_default();
             blocks.extend(range.first..range.first + range.count);
         };
-        let (slots, bad) = {
+        let slots = {
             let state = self.state.borrow();
             // A slot that was never written knows nothing of the group.
             let in_sync =
@@ -215,9 +253,8 @@ impl Group {
             let links = in_sync.map(|slot| (slot.index, slot.link.clone()));
             let missed = state.missed.iter().filter(|missed| missed.slot == index);
             missed.flat_map(|missed| &missed.ranges).for_each(&mut add);
-            (links.collect::<Vec<_>>(), state.bad.get(&index).cloned().unwrap_or_default())
+            links.collect::<Vec<_>>()
         };
-        bad.iter().for_each(&mut add);
         for (slot, link) in slots {
             let Link::Up(up) = link else { return None };
             let request = IoRequest::Inspect { fence: self.fence(slot, &up) };

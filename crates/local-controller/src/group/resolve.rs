@@ -15,6 +15,7 @@
 //! W-6(4), W-10; holes 1, 2, 4 and 25 of the design's reasons.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use braid_terms::{PortionIndex, WriteNumber};
 use braid_wire::io::{RecordHead, RecordKind, Report};
@@ -36,17 +37,22 @@ pub struct Resolution {
     pub existing: u32,
 }
 
-/// Judges the reports of all in-sync slots that answered.
-///
-/// `removed` counts the slots that are not in sync, `parity` is m.
-/// There is at least one report; `devices` is the number of the group's devices.
+/// Counts of a group.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts {
+    /// k.
+    pub data: usize,
+    /// m.
+    pub parity: usize,
+    /// Devices.
+    pub devices: usize,
+    /// Slots that are not in sync.
+    pub removed: usize,
+}
+
+/// Judges the reports of all in-sync slots that answered, of which there is at least one.
 #[must_use]
-pub fn resolve(
-    reports: &BTreeMap<PortionIndex, Report>,
-    removed: usize,
-    parity: usize,
-    devices: usize,
-) -> Resolution {
+pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Resolution {
     let stable = reports.values().map(|report| report.stable).max().unwrap_or_default();
     let outcomes = reports.values().filter_map(|report| report.outcome);
     let outcome = outcomes.max_by_key(|(number, _, _)| *number);
@@ -58,24 +64,32 @@ pub fn resolve(
     let mut heads: BTreeMap<WriteNumber, &RecordHead> = BTreeMap::new();
     for head in reports.values().flat_map(|report| &report.records) {
         let number = head.record.number;
-        if stable < number && !is_void(number) {
-            heads.entry(number).or_insert(head);
+        if !is_void(number) {
+            let known = heads.entry(number).or_insert(head);
+            // A withdrawn write may still stand where its void record did not arrive.
+            if head.record.kind == RecordKind::Void {
+                *known = head;
+            }
         }
     }
     let mut lost_at = BTreeSet::new();
     let mut ends_at = stable;
-    let mut newest: Option<&RecordHead> = None;
-    for (number, head) in &heads {
+    let above = (Bound::Excluded(stable), Bound::Unbounded);
+    for (number, head) in heads.range(above) {
         if !follows(ends_at, *number, outcome.map(|(at, ends_at, _)| (at, ends_at))) {
             break;
         }
-        let settled_by_outcome = outcome.is_some_and(|(at, _, _)| *number <= at);
+        // What an outcome kept was judged then; the outcome itself is in doubt like any record.
+        let settled_by_outcome = outcome.is_some_and(|(at, _, _)| *number < at);
         let mut lost = lost_at.clone();
         let mut has_it = 0;
         let mut never = false;
         for participant in &head.record.participants {
             let Some(report) = reports.get(&participant.slot) else { continue };
-            if report.records.iter().any(|kept| kept.record.number == *number) {
+            let same = |kept: &RecordHead| {
+                kept.record.number == *number && kept.record.kind == head.record.kind
+            };
+            if report.records.iter().any(same) {
                 has_it += 1;
             } else if report.incarnation != participant.incarnation
                 || report.damaged_after.is_some_and(|after| after < *number)
@@ -86,19 +100,14 @@ pub fn resolve(
                 never = true;
             }
         }
-        if never || has_it == 0 || parity < removed + lost.len() {
+        if never || has_it == 0 || counts.parity < counts.removed + lost.len() {
             break;
         }
         lost_at = lost;
         ends_at = *number;
-        if head.record.kind == RecordKind::Write {
-            newest = Some(head);
-        }
     }
-    let (lengths, existing) = match newest {
-        Some(head) => (head.record.lengths.clone(), head.record.existing),
-        None => settled_lengths(reports, devices),
-    };
+    let kept = heads.range(..=ends_at).next_back().map(|(_, head)| *head);
+    let (lengths, existing) = lengths_at_end(reports, kept, counts);
     Resolution {
         settled: stable,
         ends_at,
@@ -128,20 +137,38 @@ fn follows(
     }
 }
 
-/// Lengths where nothing above the stable mark is kept: those of the slot that heard of the newest
-/// write. Every write goes to all in-sync parity slots, so any k slots contain one that did.
-fn settled_lengths(reports: &BTreeMap<PortionIndex, Report>, devices: usize) -> (Vec<u64>, u32) {
-    let base = |report: &&Report| {
+/// Lengths and existing portions at the end of what counts.
+///
+/// Every record carries those after it, so the newest one that counts has them, unless a slot that
+/// reports no record heard of a newer one: it tells what it knew at its own stable mark. All writes
+/// went to all in-sync parity slots, so those are believed before data slots, whose newest record
+/// may be one that changed no length (an outcome, a void) behind a write that they had no part in.
+fn lengths_at_end(
+    reports: &BTreeMap<PortionIndex, Report>,
+    kept: Option<&RecordHead>,
+    counts: Counts,
+) -> (Vec<u64>, u32) {
+    let known = reports.iter().filter(|(_, report)| report.layout.is_some());
+    let settled = known.map(|(slot, report)| {
         let first = report.records.first();
-        first.map_or(report.last, |head| head.record.prev)
-    };
-    let newest = reports.values().filter(|report| report.layout.is_some()).max_by_key(base);
-    match newest {
-        Some(report) if report.lengths.len() == devices => {
-            (report.lengths.clone(), report.existing)
+        let at = first.map_or(report.last, |head| head.record.prev);
+        let is_parity = counts.data <= slot.zero_based();
+        let order = (report.damaged_after.is_none(), is_parity, at);
+        (order, (&report.lengths, report.existing))
+    });
+    let settled = settled.max_by_key(|(order, _)| *order);
+    let (lengths, existing) = match (kept, settled) {
+        (Some(head), Some(((.., at), _))) if at <= head.record.number => {
+            (&head.record.lengths, head.record.existing)
         }
-        _ => (vec![0; devices], 0),
-    }
+        (_, Some((_, known))) => known,
+        (Some(head), None) => (&head.record.lengths, head.record.existing),
+        (None, None) => return (vec![0; counts.devices], 0),
+    };
+    // A report from outside may say anything.
+    let mut lengths = lengths.clone();
+    lengths.resize(counts.devices, 0);
+    (lengths, existing)
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ fn report(incarnation: u64, stable: WriteNumber, records: Vec<RecordHead>) -> Re
 
 fn judge(reports: Vec<(u8, Report)>, removed: usize) -> Resolution {
     let reports = reports.into_iter().map(|(slot, report)| (PortionIndex(slot), report));
-    resolve(&reports.collect(), removed, 1, 1)
+    resolve(&reports.collect(), Counts { data: 2, parity: 1, devices: 1, removed })
 }
 
 #[test] // Proves: W-6.
@@ -155,4 +155,153 @@ fn nothing_in_doubt_costs_nothing() {
     let end = judge(vec![(1, quiet(1)), (2, quiet(2)), (3, quiet(3))], 0);
     assert!(!end.needs_outcome);
     assert_eq!((end.ends_at, end.lengths), (number(3, 9), vec![900]));
+}
+
+#[test] // Proves: W-1, W-6.
+fn a_withdrawn_write_that_still_stands_somewhere_does_not_count() {
+    // The void record reached the parity only; the client was never told that it may forget it.
+    let write = head(number(1, 1), WriteNumber::NONE, &[(1, 10), (3, 30)]);
+    let mut void = write.clone();
+    void.record.kind = RecordKind::Void;
+    let end = |first: u64, write: &RecordHead, void: &RecordHead| {
+        judge(
+            vec![
+                (1, report(first, WriteNumber::NONE, vec![write.clone()])),
+                (2, report(20, WriteNumber::NONE, vec![])),
+                (3, report(30, WriteNumber::NONE, vec![void.clone()])),
+            ],
+            0,
+        )
+    };
+    let in_flight = end(10, &write, &void);
+    assert_eq!(in_flight.ends_at, WriteNumber::NONE);
+    assert!(in_flight.needs_outcome && in_flight.lost_at.is_empty());
+    // It had arrived, and was lost with the machine: later answered writes may stand upon it.
+    let lost = end(11, &write, &void);
+    assert_eq!(lost.ends_at, number(1, 1));
+    assert_eq!(lost.lost_at.into_iter().collect::<Vec<_>>(), [PortionIndex(1)]);
+}
+
+#[test] // Proves: W-6, W-8.
+fn the_length_is_that_of_the_newest_write_wherever_it_is_known() {
+    // The first portion heard that all is stable, and had no part in the last two writes. The parity
+    // has them, and lost the mark with its machine.
+    let records = vec![
+        head(number(1, 2), number(1, 1), &[(2, 20), (3, 30)]),
+        head(number(1, 3), number(1, 2), &[(2, 20), (3, 30)]),
+    ];
+    let mut first = report(10, number(1, 3), vec![]);
+    (first.last, first.lengths) = (number(1, 1), vec![100]);
+    let mut parity = report(31, number(1, 1), records);
+    parity.lengths = vec![100];
+    let end = judge(vec![(1, first), (3, parity)], 1);
+    assert_eq!((end.ends_at, end.lengths, end.needs_outcome), (number(1, 3), vec![300], false));
+}
+
+#[test] // Proves: W-6, W-8.
+fn a_parity_portion_knows_the_length_best() {
+    // All took part in the outcome (2, 0), behind which the first one knows an old length only.
+    let mut first = report(10, number(2, 0), vec![]);
+    first.lengths = vec![100];
+    let mut parity = report(30, number(2, 0), vec![]);
+    parity.lengths = vec![300];
+    let mut second = report(20, number(2, 0), vec![]);
+    second.lengths = vec![200];
+    let end = judge(vec![(1, parity.clone()), (2, second.clone()), (3, first.clone())], 0);
+    assert_eq!(end.lengths, [100]);
+    let end = judge(vec![(1, first), (2, second), (3, parity)], 0);
+    assert_eq!(end.lengths, [300]);
+}
+
+#[test] // Proves: W-6.
+fn an_outcome_that_did_not_reach_all_is_settled_anew() {
+    let write = head(number(1, 1), WriteNumber::NONE, &[(1, 10), (3, 30)]);
+    let mut outcome = head(number(2, 0), number(1, 1), &[(1, 10), (2, 20), (3, 30)]);
+    outcome.record.kind = RecordKind::Outcome { ends_at: number(1, 1) };
+    let mut first = report(10, WriteNumber::NONE, vec![write.clone(), outcome]);
+    first.outcome = Some((number(2, 0), number(1, 1), false));
+    let end = judge(
+        vec![
+            (1, first),
+            (2, report(20, WriteNumber::NONE, vec![])),
+            (3, report(30, WriteNumber::NONE, vec![write])),
+        ],
+        0,
+    );
+    assert_eq!(end.ends_at, number(1, 1));
+    assert!(end.needs_outcome && end.lost_at.is_empty());
+}
+
+/// Every state that three writes can leave at three portions of raid5/2+1: which data portions each
+/// changed, how many of its records each portion has, whether it restarted, which one is removed.
+#[test] // Proves: W-3, W-6, W-10.
+fn all_small_cases_keep_what_was_decided_and_nothing_above_what_was_not() {
+    let mut cases = 0;
+    for shape in 0..27_u32 {
+        // Slots of each write: the parity and one or both of the data portions.
+        let slots_of = |write: u32| match shape / 3_u32.pow(write) % 3 {
+            0 => vec![1_u8, 3],
+            1 => vec![2, 3],
+            _ => vec![1, 2, 3],
+        };
+        for state in 0..512_u32 {
+            for removed in 0..4_u8 {
+                check_case(&slots_of, state, removed);
+                cases += 1;
+            }
+        }
+    }
+    assert_eq!(cases, 27 * 512 * 4);
+}
+
+fn check_case(slots_of: &dyn Fn(u32) -> Vec<u8>, state: u32, removed: u8) {
+    let asked = |write| slots_of(write).into_iter().map(|slot| (slot, u64::from(slot) * 10));
+    // How many of its records a slot has, and whether it restarted since it was asked.
+    let of_slot = |slot: u8| {
+        let bits = state >> (3 * (slot - 1)) & 7;
+        ((bits & 3) as usize, bits & 4 != 0)
+    };
+    let mut reports = Vec::new();
+    for slot in (1..=3).filter(|slot| *slot != removed) {
+        let (count, restarted) = of_slot(slot);
+        let mut prev = WriteNumber::NONE;
+        let mut records = Vec::new();
+        for write in (0..3).filter(|write| slots_of(*write).contains(&slot)) {
+            let number = number(1, u64::from(write) + 1);
+            records.push(head(number, prev, &asked(write).collect::<Vec<_>>()));
+            prev = number;
+        }
+        records.truncate(count);
+        let incarnation = u64::from(slot) * 10 + u64::from(restarted);
+        reports.push((slot, report(incarnation, WriteNumber::NONE, records)));
+    }
+    let end = judge(reports.clone(), usize::from(removed != 0));
+    let case = format!("state {state:o}, removed {removed}: {end:?}");
+    let has = |slot: u8, write: u32| {
+        let wanted = number(1, u64::from(write) + 1);
+        let report = &reports.iter().find(|(other, _)| *other == slot).expect("in sync").1;
+        report.records.iter().any(|head| head.record.number == wanted)
+    };
+    let mut lacking = BTreeSet::new();
+    let mut may_be_decided = true;
+    for write in 0..3 {
+        let wanted = number(1, u64::from(write) + 1);
+        let slots = slots_of(write).into_iter().filter(|slot| *slot != removed);
+        let (with, without): (Vec<u8>, Vec<u8>) = slots.partition(|slot| has(*slot, write));
+        may_be_decided &= without.iter().all(|slot| of_slot(*slot).1);
+        lacking.extend(without.iter().map(|slot| PortionIndex(*slot)));
+        let bearable = lacking.len() + usize::from(removed != 0) <= 1;
+        if may_be_decided && bearable && !with.is_empty() {
+            assert!(wanted <= end.ends_at, "write {write} may have been answered: {case}");
+        } else {
+            assert!(end.ends_at < wanted, "write {write} cannot be kept: {case}");
+            may_be_decided = false;
+        }
+        if end.ends_at == wanted {
+            assert_eq!(end.lost_at, lacking, "{case}");
+            assert_eq!(end.lengths, [wanted.sequence * 100], "{case}");
+        }
+    }
+    let any = reports.iter().any(|(_, report)| !report.records.is_empty());
+    assert_eq!(end.needs_outcome, any, "{case}");
 }

@@ -16,6 +16,8 @@ use braid_terms::{FactKind, Incarnation, PortionIndex, WriteNumber};
 use braid_wire::io::{Fence, IoRefusal, IoReply, IoRequest, Open, Report};
 use tokio::time::{Instant, sleep};
 
+use super::images::slot_bit;
+use super::open::is_gone;
 use super::{Condition, Dead, Group, Link, WriteError};
 use crate::disks::{CALL_WAIT, DiskUp};
 
@@ -23,7 +25,9 @@ use crate::disks::{CALL_WAIT, DiskUp};
 pub(crate) enum Opened {
     Report(Box<Report>, DiskUp),
     Fenced,
-    /// Its header or journal is unreadable, or it is of a newer layout.
+    /// Its header or journal cannot be read.
+    Unreadable(DiskUp),
+    /// It is of a newer layout.
     Unusable,
     Silent,
 }
@@ -102,9 +106,11 @@ impl Group {
     async fn reopen(self: Rc<Self>, slot: PortionIndex) {
         let end = Instant::now() + REOPEN_WINDOW;
         loop {
-            let lacks = match self.open_slot(slot).await {
+            let mut lacks = match self.open_slot(slot).await {
                 Opened::Report(report, up) => {
-                    if self.take_reopened(slot, &report, up) {
+                    // One that answers an open and refuses every prepare is of no use either.
+                    let refuses = REFUSALS_MAX <= self.state.borrow().slot(slot).refusals;
+                    if !refuses && self.take_reopened(slot, &report, up) {
                         return;
                     }
                     true
@@ -113,7 +119,7 @@ impl Group {
                     self.kill(Dead::LostOwnership);
                     return;
                 }
-                Opened::Unusable => true,
+                Opened::Unreadable(_) | Opened::Unusable => true,
                 Opened::Silent => false,
             };
             if self.state.borrow().dead.is_some() {
@@ -122,12 +128,14 @@ impl Group {
             // A disk without a lease is not being restarted just now: it is not waited for.
             let leased =
                 self.lcc().is_ok_and(|lcc| lcc.live_disks().contains(&self.layout.disk(slot)));
-            let over = !leased || end <= Instant::now();
-            let may_remove = self.state.borrow().may_remove(slot, self.geometry.data());
-            if (lacks || over) && may_remove {
-                self.remove_slot(slot).await;
-                return;
+            lacks |= !leased || end <= Instant::now();
+            if lacks && self.state.borrow().may_remove(slot, self.geometry.data()) {
+                self.remove_slot(slot, false).await;
+                if !self.state.borrow().slot(slot).condition.takes_part() {
+                    return;
+                }
             }
+            self.state.borrow_mut().slot_mut(slot).refusals = 0;
             sleep(REOPEN_PAUSE).await;
         }
     }
@@ -154,11 +162,12 @@ impl Group {
                 Opened::Report(report, up)
             }
             Ok((Err(IoRefusal::Fenced { .. }), _)) => Opened::Fenced,
-            Ok((
-                Err(refusal @ (IoRefusal::Unreadable { .. } | IoRefusal::WrongLayout { .. })),
-                _,
-            )) => {
-                tracing::warn!(group = %self.layout.group(), %slot, ?refusal, "a slot cannot be opened");
+            Ok((Err(IoRefusal::Unreadable { reason }), _)) => {
+                tracing::warn!(group = %self.layout.group(), %slot, %reason, "cannot be opened");
+                Opened::Unreadable(up)
+            }
+            Ok((Err(IoRefusal::WrongLayout { generation }), _)) => {
+                tracing::warn!(group = %self.layout.group(), %slot, %generation, "a newer layout");
                 Opened::Unusable
             }
             Ok(_) | Err(_) => Opened::Silent,
@@ -183,6 +192,10 @@ impl Group {
                 .find_map(|write| write.parts.get(&index).map(|part| part.prev));
             let needed = decided.or(first_pending).unwrap_or(slot.prev);
             let made = report.layout.is_some();
+            let exists = state.existing & slot_bit(index) != 0;
+            if needed != WriteNumber::NONE && is_gone(report, exists, state.stable) {
+                return false;
+            }
             if report.damaged_after.is_some() || report.last < needed {
                 return needed == WriteNumber::NONE && !made && {
                     drop(state);
@@ -230,42 +243,59 @@ impl Group {
         self.changed.notify_waiters();
     }
 
-    /// Removes a slot by a fact; returns when that is committed, or the group is dead. Source: F-2.
-    pub(crate) async fn remove_slot(self: &Rc<Self>, index: PortionIndex) {
-        let (kind, joining) = {
-            let mut state = self.state.borrow_mut();
-            let after = state.stable;
-            let slot = state.slot_mut(index);
-            slot.link = Link::Down;
-            match slot.condition {
-                Condition::Suspect { .. } => return,
-                // Its fact is still open.
-                Condition::Joining { fact, after, .. } => {
-                    slot.condition = Condition::Suspect { fact, after, whole: false };
-                    for write in &mut state.unstable {
-                        write.positions.remove(&index);
+    /// Removes a slot by a fact; returns when that is committed, or the group is dead. `whole` says
+    /// that nothing of it can be built upon. Source: F-2.
+    ///
+    /// | condition | what happens                                                                  |
+    /// |-----------|-------------------------------------------------------------------------------|
+    /// | Suspect   | nothing                                                                       |
+    /// | Joining   | suspect again at once: its fact is still open                                 |
+    /// | InSync    | Removing until the fact is committed                                          |
+    /// | Removing  | waits for the fact that is on its way                                         |
+    /// | Closing   | waits for the outcome of the close; a fact recorded before it would be closed |
+    ///
+    /// It may come back in sync where it waited and others failed meanwhile.
+    pub(crate) async fn remove_slot(self: &Rc<Self>, index: PortionIndex, whole: bool) {
+        let mut waited = false;
+        let after = loop {
+            let changed = self.changed.notified();
+            {
+                let mut state = self.state.borrow_mut();
+                let stable = state.stable;
+                let may_remove = !waited || state.may_remove(index, self.geometry.data());
+                let slot = state.slot_mut(index);
+                match slot.condition {
+                    Condition::Suspect { .. } => return,
+                    Condition::InSync if !may_remove => return,
+                    Condition::Joining { fact, after, whole, .. } => {
+                        slot.link = Link::Down;
+                        slot.condition = Condition::Suspect { fact, after, whole };
+                        state.forget_promises(index);
+                        break None;
                     }
-                    (None, true)
+                    Condition::InSync => {
+                        slot.link = Link::Down;
+                        slot.condition = Condition::Removing;
+                        break Some(stable);
+                    }
+                    Condition::Removing | Condition::Closing { .. } => {}
                 }
-                Condition::InSync | Condition::Removing => {
-                    slot.condition = Condition::Removing;
-                    let layout = self.layout.clone();
-                    (Some(FactKind::Suspect { layout, slot: index, after, whole: false }), false)
+                if state.dead.is_some() {
+                    return;
                 }
             }
+            waited = true;
+            changed.await;
         };
-        if let Some(kind) = kind {
+        if let Some(after) = after {
+            let layout = self.layout.clone();
+            let kind = FactKind::Suspect { layout, slot: index, after, whole };
             let Ok(lcc) = self.lcc() else { return };
-            let FactKind::Suspect { after, .. } = kind else { return };
             match lcc.record_fact(self.grant, kind).await {
                 Ok(fact) => {
                     let mut state = self.state.borrow_mut();
-                    state.slot_mut(index).condition =
-                        Condition::Suspect { fact, after, whole: false };
-                    // What it promised is missed now; it must not hold the stable mark once it joins.
-                    for write in &mut state.unstable {
-                        write.positions.remove(&index);
-                    }
+                    state.slot_mut(index).condition = Condition::Suspect { fact, after, whole };
+                    state.forget_promises(index);
                     tracing::info!(group = %self.layout.group(), slot = %index, "removed a slot");
                 }
                 Err(dead) => {
@@ -273,10 +303,6 @@ impl Group {
                     return;
                 }
             }
-        }
-        if !joining {
-            // While it was being recorded the mark cannot have moved: the slot was required.
-            self.state.borrow_mut().marks_due = true;
         }
         self.after_slot_change();
     }
@@ -295,6 +321,9 @@ impl Group {
 
 /// How long a slot may be silent before it is removed: a restarted process is back by then.
 pub(crate) const REOPEN_WINDOW: Duration = Duration::from_millis(700);
+
+/// Prepares that an I/O server may refuse, one after the other, before its slot is removed.
+const REFUSALS_MAX: u8 = 8;
 
 /// Pause between two attempts.
 const REOPEN_PAUSE: Duration = Duration::from_millis(30);

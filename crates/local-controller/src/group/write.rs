@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use braid_terms::{BLOCK_SIZE, PortionIndex, WriteNumber};
+use braid_terms::{BLOCK_SIZE, Incarnation, JournalPosition, PortionIndex, WriteNumber};
 use braid_wire::io::{
     Create, Fence, GroupMarks, IoRefusal, IoReply, IoRequest, Participant, Prepare, Record,
     RecordKind,
@@ -24,7 +24,9 @@ use tokio::time::timeout;
 
 use super::images::{Builder, Images, chunks, rows_of, rows_to_read, sections, slot_bit};
 use super::row_locks::Rows;
-use super::{Dead, Group, GroupWrite, Link, Part, Pending, SlotChange, Unstable, WriteError};
+use super::{
+    Condition, Dead, Group, GroupWrite, Link, Part, Pending, SlotChange, Unstable, WriteError,
+};
 use crate::disks::{CALL_WAIT, DiskUp};
 
 impl Group {
@@ -39,6 +41,9 @@ impl Group {
         self.links_ready().await?;
         let images = self.build(&change).await?;
         self.may_number().await?;
+        if self.lcc()?.is_ending() {
+            return Err(WriteError::Unavailable("the local controller ends".into()));
+        }
         let lengths = self.lengths_after(&change);
         let (_, decided) = self.submit(RecordKind::Write, images, lengths, Some(guard))?;
         let number = decided.await.map_err(|_| WriteError::LostOwnership)??;
@@ -73,6 +78,29 @@ impl Group {
         self.stable(decided).await
     }
 
+    /// Waits until all that was numbered is decided and stable.
+    pub(crate) async fn drain(self: &Rc<Self>) -> Result<(), WriteError> {
+        self.pending_settled().await?;
+        self.sync().await
+    }
+
+    /// Waits until nothing that was numbered is undecided.
+    pub(crate) async fn pending_settled(&self) -> Result<(), Dead> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let state = self.state.borrow();
+                if let Some(dead) = state.dead {
+                    return Err(dead);
+                }
+                if state.pending.is_empty() {
+                    return Ok(());
+                }
+            }
+            changed.await;
+        }
+    }
+
     /// Asks the disks for what keeps `number` from being stable, and waits for their answers.
     pub(crate) async fn push_syncs(self: &Rc<Self>, number: WriteNumber) {
         let Ok(lcc) = self.lcc() else { return };
@@ -98,6 +126,11 @@ impl Group {
     pub(crate) fn settle_stable(self: &Rc<Self>) {
         let Ok(lcc) = self.lcc() else { return };
         let mut state = self.state.borrow_mut();
+        // The fact on its way says that the slot has all up to the mark as it was, and a rejoin drops
+        // what is above: until it is committed, and the others know it, the mark stands.
+        if state.slots.iter().any(|slot| slot.condition == Condition::Removing) {
+            return;
+        }
         let before = state.stable;
         while let Some(write) = state.unstable.front() {
             let is_stable = write.positions.iter().all(|(slot, (incarnation, position))| {
@@ -235,7 +268,7 @@ impl Group {
     }
 
     /// Waits while a withdrawal is under way.
-    async fn may_number(&self) -> Result<(), WriteError> {
+    pub(super) async fn may_number(&self) -> Result<(), WriteError> {
         loop {
             let changed = self.changed.notified();
             {
@@ -275,14 +308,22 @@ impl Group {
             state.last = number;
             let k = self.geometry.data();
             images.slots.resize_with(state.slots.len(), SlotChange::default);
-            let whole = matches!(kind, RecordKind::Outcome { .. }) || self.geometry.parity() == 0;
+            let to_all = matches!(kind, RecordKind::Outcome { .. })
+                || images.to_all
+                || self.geometry.parity() == 0;
+            // The parity slots alone could all be lost: a write that changes no data goes to one data
+            // slot too, so that any k slots in sync know of it (lemma of O-5).
+            let changes_data = images.slots.iter().take(k).any(|change| !change.changes.is_empty());
+            let mut data = state.slots.iter().take(k);
+            let witness = data.position(|slot| slot.condition.in_sync() && !changes_data);
             let mut parts = BTreeMap::new();
             let mut participants = Vec::new();
             let mut existing = state.existing;
             for (place, change) in images.slots.into_iter().enumerate() {
                 let slot = &mut state.slots[place];
                 let changes = !change.changes.is_empty();
-                if !slot.condition.takes_part() || !(changes || place >= k || whole) {
+                let takes_part = changes || k <= place || to_all || witness == Some(place);
+                if !slot.condition.takes_part() || !takes_part {
                     continue;
                 }
                 let incarnation = match &slot.link {
@@ -321,7 +362,7 @@ impl Group {
 
     /// Sends a write's record to one slot, if that is open and takes part.
     pub(crate) fn send_part(self: &Rc<Self>, number: WriteNumber, slot: PortionIndex) {
-        let (call, up) = {
+        let (call, up, kind) = {
             let state = self.state.borrow();
             let Some(pending) = state.pending.iter().find(|write| write.number == number) else {
                 return;
@@ -332,7 +373,7 @@ impl Group {
             let payload = part.change.payload.clone();
             let payload =
                 if pending.kind == RecordKind::Write { payload } else { Default::default() };
-            (up.client.start_call(&request, payload, PREPARE_WAIT), up.clone())
+            (up.client.start_call(&request, payload, PREPARE_WAIT), up.clone(), pending.kind)
         };
         if let Ok(lcc) = self.lcc() {
             lcc.count(|counters| counters.prepares += 1);
@@ -340,7 +381,7 @@ impl Group {
         let group = self.clone();
         tokio::task::spawn_local(async move {
             let answer = call.await;
-            group.on_prepared(number, slot, &up, answer.map(|(reply, _)| reply));
+            group.on_prepared((number, kind), slot, &up, answer.map(|(reply, _)| reply));
         });
     }
 
@@ -388,9 +429,10 @@ impl Group {
         Fence { group: self.layout.group(), slot, grant: self.grant, incarnation: up.incarnation }
     }
 
+    /// Takes the answer to a record, which was sent as that kind.
     fn on_prepared(
         self: &Rc<Self>,
-        number: WriteNumber,
+        (number, kind): (WriteNumber, RecordKind),
         slot: PortionIndex,
         up: &DiskUp,
         answer: Result<Result<IoReply, IoRefusal>, CallError>,
@@ -401,33 +443,62 @@ impl Group {
                     let link = lcc.disks.link(self.layout.disk(slot));
                     link.note_synced(up.incarnation, synced);
                 }
-                let mut state = self.state.borrow_mut();
-                let pending = state.pending.iter_mut().find(|write| write.number == number);
-                if let Some(part) = pending.and_then(|write| write.parts.get_mut(&slot)) {
-                    part.promised = Some((up.incarnation, position));
-                }
-                drop(state);
-                self.try_decide();
+                self.on_promised((number, kind), slot, (up.incarnation, position));
             }
-            Ok(Err(IoRefusal::Full)) => self.withdraw_from(number),
+            Ok(Err(IoRefusal::Full)) if kind == RecordKind::Write => {
+                // Not where its slot was removed, or it was withdrawn already: nobody waits for it.
+                let waits = {
+                    let state = self.state.borrow();
+                    let waits = state.pending.iter().any(|write| write.number == number);
+                    waits && state.slot(slot).condition.takes_part()
+                };
+                if waits {
+                    self.withdraw_from(number);
+                }
+            }
             Ok(Err(IoRefusal::Fenced { .. })) => {
                 tracing::debug!(group = %self.layout.group(), "a newer grant exists");
                 self.kill(Dead::LostOwnership);
-            }
-            Ok(Err(IoRefusal::BadRequest { reason })) => {
-                tracing::error!(group = %self.layout.group(), %slot, %reason, "a prepare was refused");
-                self.slot_failed(slot, up.incarnation);
             }
             Ok(Err(refusal)) => {
                 let ours = self.state.borrow().withdrawing;
                 tracing::debug!(group = %self.layout.group(), %slot, ?refusal, "not prepared");
                 // Behind a refused number every later one meets a gap; the withdrawal mends it.
                 if !(ours && matches!(refusal, IoRefusal::Gap { .. })) {
+                    {
+                        let mut state = self.state.borrow_mut();
+                        let refusals = &mut state.slot_mut(slot).refusals;
+                        *refusals = refusals.saturating_add(1);
+                    }
                     self.slot_failed(slot, up.incarnation);
                 }
             }
             Ok(Ok(_)) | Err(_) => self.slot_failed(slot, up.incarnation),
         }
+    }
+
+    fn on_promised(
+        self: &Rc<Self>,
+        (number, kind): (WriteNumber, RecordKind),
+        slot: PortionIndex,
+        place: (Incarnation, JournalPosition),
+    ) {
+        {
+            let mut state = self.state.borrow_mut();
+            // A promise of an earlier start of the I/O server says nothing about this one, and one
+            // given to a write says nothing about the void record that replaces it.
+            let current = match &state.slot(slot).link {
+                Link::Up(up) => up.incarnation == place.0,
+                Link::Down | Link::Opening => false,
+            };
+            let pending = state.pending.iter_mut().find(|write| write.number == number);
+            let pending = pending.filter(|write| current && write.kind == kind);
+            if let Some(part) = pending.and_then(|write| write.parts.get_mut(&slot)) {
+                part.promised = Some(place);
+                state.slot_mut(slot).refusals = 0;
+            }
+        }
+        self.try_decide();
     }
 
     /// Decides what can be decided. Source: W-3, G-8.
