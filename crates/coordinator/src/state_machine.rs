@@ -91,6 +91,7 @@ impl StateMachine {
             let last = incarnations.chain(disks).map(|incarnation| incarnation.0).max();
             self.last_incarnation = last.unwrap_or(0);
             self.last_server = map.servers.keys().map(|server| server.0).max().unwrap_or(0);
+            self.last_device = DEVICES_RESERVED;
             self.map = map;
             self.map.version = self.map.version.max(1);
         }
@@ -375,6 +376,10 @@ fn unknown(what: String) -> CoordinatorRefusal {
 fn bad(reason: String) -> CoordinatorRefusal {
     CoordinatorRefusal::BadRequest { reason }
 }
+
+/// Device numbers that are in no range: a device that the whole cluster knows by its number gets one
+/// of them. Source: O-7.
+const DEVICES_RESERVED: u64 = 15;
 
 /// Every LC reads the list for each new file.
 const POLICIES_MAX: usize = 1000;

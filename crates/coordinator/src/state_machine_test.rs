@@ -175,7 +175,8 @@ fn number_ranges_are_given_once() {
     let first = lease(&mut state, lccs[0], 1);
     let second = lease(&mut state, lccs[1], 2);
     assert_eq!(second.0, first.0 + NUMBER_RANGE_SIZE);
-    assert_ne!(first.0, 0);
+    assert_eq!(first, DeviceId(16));
+    assert_eq!(state.range_owner(DeviceId(15)), None);
     let last = DeviceId(first.0 + NUMBER_RANGE_SIZE - 1);
     assert_eq!(state.range_owner(first), Some(lccs[0]));
     assert_eq!(state.range_owner(last), Some(lccs[0]));

@@ -4,8 +4,10 @@
 //! A message is postcard of [`PeerRequest`], of a snapshot followed by a piece of its bytes; the
 //! answer is postcard of [`PeerReply`]. One connection to each member carries everything.
 //! # Failure
-//! A lost message is asked again by openraft. What does not decode, or contradicts itself, is
-//! refused before openraft sees it.
+//! A lost message is asked again by openraft. What does not decode, contradicts itself or what is
+//! committed here, is refused before openraft sees it: its assertions would end this member.
+//! # Not here
+//! Whether a member says the truth: who knows the cluster's number can speak as one of its members.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,6 +20,7 @@ use braid_terms::{ClusterId, Incarnation, ServerId};
 use braid_wire::coordinator::{Coordinator, CoordinatorReply, CoordinatorRequest};
 use braid_wire::rpc::{Client, ClientOptions, Hello, Peer, Role};
 use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
@@ -28,6 +31,7 @@ use tokio::time::timeout;
 
 use super::stored::{Ballot, EntryId, LogEntry, SnapshotHead, decode, decode_prefix, encode};
 use super::{Member, Raft, Snapshot, TypeConfig, Vote};
+use crate::state_machine::StateMachine;
 
 /// What a member asks another.
 #[derive(Serialize, Deserialize)]
@@ -322,6 +326,12 @@ async fn answer_request(
             let Some(bytes) = incoming.take_piece(ballot, &head, offset, total, piece)? else {
                 return Some(PeerReply::Snapshot(ballot));
             };
+            // A state that cannot be taken over would end this member.
+            decode::<StateMachine>(&bytes)?;
+            let committed = raft.metrics().borrow_watched().local_committed.map(Into::into);
+            if !goes_with(head.last, committed) {
+                return None;
+            }
             let snapshot = Snapshot { meta: head.into(), snapshot: bytes };
             let answer = raft.install_full_snapshot(ballot.into(), snapshot).await.ok()?;
             Some(PeerReply::Snapshot(answer.vote.into()))
@@ -329,7 +339,7 @@ async fn answer_request(
     }
 }
 
-/// Whether another member can have said this to `node`. openraft asserts it, and counts on.
+/// Whether another member can have said this to `node`. openraft asserts all of it.
 fn is_possible(node: u64, request: &PeerRequest) -> bool {
     let (ballot, ids) = match request {
         PeerRequest::Append { ballot, previous, entries, committed } => {
@@ -341,9 +351,21 @@ fn is_possible(node: u64, request: &PeerRequest) -> bool {
         }
         PeerRequest::Snapshot { ballot, head, .. } => (ballot, [head.last, head.members_at, None]),
     };
-    let is_small = |id: &EntryId| id.term <= COUNT_MAX && id.index <= COUNT_MAX;
+    // Nobody has an entry of a term above its own.
+    let has = |id: &EntryId| id.term <= ballot.term && id.index <= COUNT_MAX;
     // Who leads, or stands for election, sends nothing to itself.
-    ballot.node != node && ballot.term <= COUNT_MAX && ids.iter().flatten().all(is_small)
+    ballot.node != node && ballot.term <= COUNT_MAX && ids.iter().flatten().all(has)
+}
+
+/// Whether a snapshot up to `last` goes with what is committed here: it is behind that, or is that,
+/// or goes on from there.
+fn goes_with(last: Option<EntryId>, committed: Option<EntryId>) -> bool {
+    match (last, committed) {
+        (Some(last), Some(committed)) if last.index <= committed.index => {
+            last.term <= committed.term && (last.index < committed.index || last == committed)
+        }
+        _ => true,
+    }
 }
 
 /// Whether entries follow each other, and the first one the previous one. Without one it is the
@@ -445,6 +467,20 @@ mod tests {
             assert!(!follow(third, &entries(ids)), "{ids:?}");
         }
         assert!(!follow(None, &entries(&[(1, 1)])));
+    }
+
+    #[test]
+    fn a_snapshot_does_not_contradict_what_is_committed() {
+        let id = |(term, index)| EntryId { term, index };
+        let committed = Some(id((3, 10)));
+        for good in [(3, 10), (3, 9), (2, 9), (3, 11), (4, 11)] {
+            assert!(goes_with(Some(id(good)), committed), "{good:?}");
+        }
+        for bad in [(4, 10), (4, 9), (2, 10)] {
+            assert!(!goes_with(Some(id(bad)), committed), "{bad:?}");
+        }
+        assert!(goes_with(Some(id((4, 0))), None));
+        assert!(goes_with(None, committed));
     }
 
     #[test]
