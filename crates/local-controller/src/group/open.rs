@@ -128,14 +128,8 @@ impl Group {
         let reports = group.open_all(end).await?;
         let made = reports.values().any(|(report, _)| report.layout.is_some());
         if !made {
-            // Who knows the group may be among those that do not answer: never "nothing was written".
-            let complete = group.state.borrow().slots.iter().all(|slot| slot.condition.in_sync());
-            let reason = "no portion that answers knows the device";
-            return Err(if complete {
-                OpenError::Unknown
-            } else {
-                OpenError::Unavailable(reason.to_owned())
-            });
+            // Every write has a part at any k slots in sync (lemma of O-5): there was none.
+            return Err(OpenError::Unknown);
         }
         let removed = group.layout.scheme.portions() - reports.len();
         let only: BTreeMap<PortionIndex, Report> =
