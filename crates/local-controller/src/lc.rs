@@ -324,7 +324,7 @@ impl Lc {
             let lcc = self.lcc_of(layout.group().0);
             lcc.count_repair(true);
             let mut whole = false;
-            if let Ok(group) = lcc.group(layout).await {
+            if let Ok(group) = lcc.group_to_repair(layout).await {
                 whole = timeout(REPAIR_WAIT, group.repair()).await == Ok(Repaired::Whole);
             }
             lcc.count_repair(false);

@@ -75,6 +75,17 @@ pub(crate) struct Counters {
     pub degraded_reads: u64,
 }
 
+/// What a group is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Use,
+    /// It may never have been written.
+    Create {
+        home: DeviceId,
+    },
+    Repair,
+}
+
 enum Entry {
     Opening(Rc<Opening>),
     Open(Rc<Group>),
@@ -250,7 +261,18 @@ impl Lcc {
     ///
     /// Errors: `OwnError`.
     pub async fn group(self: &Rc<Self>, layout: &GroupLayout) -> Result<Rc<Group>, OwnError> {
-        self.group_made(layout, None).await
+        self.group_for(layout, Purpose::Use).await
+    }
+
+    /// As `group`, but a group that no portion knows and that is under facts is opened, empty, so
+    /// that the facts can be worked off.
+    ///
+    /// Errors: `OwnError`.
+    pub(crate) async fn group_to_repair(
+        self: &Rc<Self>,
+        layout: &GroupLayout,
+    ) -> Result<Rc<Group>, OwnError> {
+        self.group_for(layout, Purpose::Repair).await
     }
 
     /// As `group`, but a group that no portion knows is made: for who knows that it was never
@@ -262,13 +284,13 @@ impl Lcc {
         layout: &GroupLayout,
         home: DeviceId,
     ) -> Result<Rc<Group>, OwnError> {
-        self.group_made(layout, Some(home)).await
+        self.group_for(layout, Purpose::Create { home }).await
     }
 
-    async fn group_made(
+    async fn group_for(
         self: &Rc<Self>,
         layout: &GroupLayout,
-        create: Option<DeviceId>,
+        purpose: Purpose,
     ) -> Result<Rc<Group>, OwnError> {
         if layout.check().is_err() {
             return Err(OwnError::BadLayout("the layout of a group contradicts itself".into()));
@@ -304,7 +326,7 @@ impl Lcc {
         let lcc = self.clone();
         let layout = layout.clone();
         tokio::task::spawn_local(async move {
-            let opened = lcc.acquire(layout, create, &opening).await;
+            let opened = lcc.acquire(layout, purpose, &opening).await;
             match &opened {
                 Ok(group) => {
                     lcc.ranges.borrow_mut().note_made(device);
@@ -323,7 +345,7 @@ impl Lcc {
     async fn acquire(
         self: &Rc<Self>,
         layout: GroupLayout,
-        create: Option<DeviceId>,
+        purpose: Purpose,
         opening: &Opening,
     ) -> Result<Rc<Group>, OwnError> {
         let end = Instant::now() + ACQUIRE_WAIT;
@@ -335,10 +357,14 @@ impl Lcc {
                 None => self.ask_for(device, end).await?,
             };
             opening.grant.set(Some(grant));
-            let opened = Group::open(self, layout.clone(), grant, &facts, end).await;
-            return match (opened, create) {
+            let under = (grant, &facts[..]);
+            let may_be_new = purpose != Purpose::Use;
+            let opened = Group::open(self, layout.clone(), under, may_be_new, end).await;
+            return match (opened, purpose) {
                 // All slots were fenced by the open and know nothing.
-                (Err(OpenError::Unknown), Some(home)) => Group::fresh(self, layout, grant, home),
+                (Err(OpenError::Unknown), Purpose::Create { home }) => {
+                    Group::fresh(self, layout, grant, home)
+                }
                 (Err(OpenError::GrantUsed), _) if of_range.is_some() => {
                     self.ranges.borrow_mut().lose(device);
                     continue;

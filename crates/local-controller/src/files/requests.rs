@@ -159,7 +159,7 @@ impl Files {
             }
             LccRequest::DescribeGroup { layout } => self.describe(&layout).await?,
             LccRequest::Repair { layout } => {
-                let group = self.lcc.group(&layout).await.map_err(own_refusal)?;
+                let group = self.lcc.group_to_repair(&layout).await.map_err(own_refusal)?;
                 if !repair_now(&group).await {
                     let reason = "not all of its portions could be repaired now".into();
                     return Err(LccRefusal::Unavailable { reason });

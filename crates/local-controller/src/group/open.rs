@@ -115,11 +115,14 @@ impl Group {
     }
 
     /// Takes a group over under a grant. Source: W-6.
+    ///
+    /// One that no slot knows is `Unknown`, or open and empty where `may_be_new` is said and some
+    /// slot is under a fact, so that the slot is made to forget what it may have.
     pub(crate) async fn open(
         lcc: &Rc<Lcc>,
         layout: GroupLayout,
-        grant: GrantNumber,
-        facts: &[Fact],
+        (grant, facts): (GrantNumber, &[Fact]),
+        may_be_new: bool,
         end: Instant,
     ) -> Result<Rc<Self>, OpenError> {
         let layout = newest_layout(layout, facts);
@@ -127,8 +130,8 @@ impl Group {
         group.take_facts(facts);
         let reports = group.open_all(end).await?;
         let made = reports.values().any(|(report, _)| report.layout.is_some());
-        if !made {
-            // Every write has a part at any k slots in sync (lemma of O-5): there was none.
+        // Every write has a part at any k slots in sync (lemma of O-5): there was none.
+        if !made && !(may_be_new && group.has_facts()) {
             return Err(OpenError::Unknown);
         }
         let removed = group.layout.scheme.portions() - reports.len();
