@@ -14,7 +14,8 @@ use std::path::Path;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use futures_util::future::LocalBoxFuture;
+use futures_util::FutureExt;
+use futures_util::future::{LocalBoxFuture, ready};
 
 /// How a file is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,6 +110,31 @@ pub trait FileOps {
     ///
     /// Errors: a part may have been written.
     fn write_at(&self, pieces: &[&[u8]], at: u64) -> io::Result<()>;
+    /// Takes space for a range, so that a write there does not find the disk full; what was never
+    /// written reads as zeros.
+    ///
+    /// Errors: `StorageFull`.
+    fn reserve(&self, at: u64, length: u64) -> io::Result<()> {
+        let _ = (at, length);
+        Ok(())
+    }
+    /// Writes all pieces one behind the other at `at`, past the page cache where the medium and the
+    /// pieces' memory allow it; the work begins at the call. When it ended the bytes survive this
+    /// process, and a sync that begins then covers them.
+    ///
+    /// Errors: a part may have been written.
+    fn write_uncached(
+        &self,
+        pieces: Vec<Bytes>,
+        at: u64,
+    ) -> LocalBoxFuture<'static, io::Result<()>> {
+        let slices: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
+        ready(self.write_at(&slices, at)).boxed_local()
+    }
+    /// As `read`, but what is not in memory is not kept there; the work begins at the call.
+    fn read_uncached(&self, at: u64, length: usize) -> LocalBoxFuture<'static, io::Result<Bytes>> {
+        self.read(at, length)
+    }
     /// Length in bytes.
     fn length(&self) -> io::Result<u64>;
     /// Cuts or extends with zeros.

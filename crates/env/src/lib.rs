@@ -16,6 +16,7 @@
 //! What the frames say: `wire`.
 
 mod disk;
+mod memory;
 mod net;
 mod time;
 
@@ -30,6 +31,7 @@ use std::rc::Rc;
 use futures_util::future::LocalBoxFuture;
 
 pub use disk::{File, FileOps, Folder, FolderOps, OpenMode, Space};
+pub use memory::{PAGE_SIZE, PageBuffer};
 pub use net::{
     Address, Closed, Connection, FRAME_HEAD_MAX, Frame, FrameReceiver, FrameSender, Listener,
     Payload, SenderOps,

@@ -26,6 +26,7 @@ use futures_util::future::LocalBoxFuture;
 use rustix::rand::GetRandomFlags;
 use rustix::time::ClockId;
 
+use crate::memory;
 use crate::{Address, Connection, Env, Folder, Listener, Moment, WallTime, World, new_task_set};
 use disk::MachineFolder;
 use pool::Pool;
@@ -51,7 +52,11 @@ pub fn env(inherited: Inherited) -> Env {
 /// Errors: the machine gives no runtime.
 pub fn run<T>(role: impl Future<Output = T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(new_task_set().block_on(&runtime, role))
+    let tended = async {
+        tokio::task::spawn_local(memory::tend());
+        role.await
+    };
+    Ok(new_task_set().block_on(&runtime, tended))
 }
 
 struct Machine {
@@ -93,9 +98,9 @@ impl World for Machine {
 
 /// Tells the allocator to keep what is freed.
 ///
-/// Each payload has a buffer of its own for a short time. As it comes, glibc gives such memory back
-/// and faults it in again page by page: measured with payloads of 1 MiB over loopback, that costs as
-/// much as half of all CPU time. With this, at most `FREED_BYTES_KEPT` stay per arena.
+/// Many buffers live for a short time. As it comes, glibc gives such memory back and faults it in
+/// again page by page; with this, at most `FREED_BYTES_KEPT` stay per arena. Large payloads have
+/// memory of their own ([`crate::PageBuffer`]).
 fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: `mallopt` takes two numbers and may be called at any time. Where it refuses them, the
@@ -113,7 +118,7 @@ static KEEP_MEMORY: Once = Once::new();
 const MMAP_FROM: i32 = 32 << 20;
 
 #[cfg(target_env = "gnu")]
-const FREED_BYTES_KEPT: i32 = 128 << 20;
+const FREED_BYTES_KEPT: i32 = 16 << 20;
 
 /// Random bytes of the kernel, fetched some at a time: a call costs as much as the bytes.
 struct RandomBytes {

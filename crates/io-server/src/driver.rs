@@ -33,12 +33,13 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use crate::checkpoint::{checkpoint, remove_old_segments, sync_journal_folder};
+use crate::direct::{Ticket, take_begun, written};
 use crate::disk::{DiskError, DiskIdentity, check_disk};
 use crate::inventory::verify;
 use crate::journal_body::{Rejoined, Removed};
 use crate::read::read;
 use crate::recovery::recover;
-use crate::requests::key_of;
+use crate::requests::{Promise, key_of};
 use crate::store::{Limits, Store};
 use crate::sync::{MediumFailed, Syncer};
 
@@ -396,6 +397,7 @@ impl IoServer {
     async fn finish(self, begun: Begun) -> Answer {
         match begun {
             Begun::Done(answer) => answer,
+            Begun::Written(answer, tickets) => self.written(*answer, &tickets).await,
             Begun::Sync(position) => self.synced(position).await,
             Begun::Read(request) => read(self.store, request).await,
             Begun::Verify(name) => (verify(self.store, name).await, Payload::empty()),
@@ -423,9 +425,21 @@ impl IoServer {
     fn begin_now(&self, request: IoRequest, payload: Bytes) -> Begun {
         let mut store = self.store.borrow_mut();
         let report = |report| IoReply::Report(Box::new(report));
+        // What says that records are held waits until they are (D1).
+        let tells_held = matches!(
+            request,
+            IoRequest::Open(_) | IoRequest::Inspect { .. } | IoRequest::ListUnfinished { .. }
+        );
         let answer = match request {
             IoRequest::Open(open) => store.open(*open).map(report),
-            IoRequest::Prepare(prepare) => store.prepare(*prepare, &payload),
+            IoRequest::Prepare(prepare) => match store.prepare(*prepare, &payload) {
+                Ok(Promise::New(reply)) => Ok(reply),
+                Ok(Promise::Repeated(reply)) => {
+                    let open = store.direct.open();
+                    return Begun::Written(Box::new(Ok(reply)), open);
+                }
+                Err(refusal) => Err(refusal),
+            },
             IoRequest::Marks { incarnation, groups } => {
                 let checked = store.check_incarnation(incarnation);
                 checked.and_then(|()| store.marks(groups))
@@ -460,7 +474,20 @@ impl IoServer {
             IoRequest::Verify { name } => return Begun::Verify(name),
             IoRequest::Status => Ok(IoReply::Status(store.status())),
         };
-        Begun::Done((answer, Payload::empty()))
+        let open = if tells_held { store.direct.open() } else { Vec::new() };
+        drop(store);
+        // Also a refused request may have begun some.
+        let begun = take_begun(&self.store);
+        if begun.is_empty() && open.is_empty() {
+            return Begun::Done((answer, Payload::empty()));
+        }
+        Begun::Written(Box::new(answer), begun.into_iter().chain(open).collect())
+    }
+
+    async fn written(&self, answer: Result<IoReply, IoRefusal>, tickets: &[Ticket]) -> Answer {
+        written(&self.store, tickets).await;
+        let failed = self.store.borrow().failed.is_some();
+        (if failed { Err(IoRefusal::NotReady) } else { answer }, Payload::empty())
     }
 
     async fn synced(&self, position: JournalPosition) -> Answer {
@@ -482,6 +509,8 @@ impl IoServer {
 /// What is left of a request after its first part.
 enum Begun {
     Done(Answer),
+    /// The answer waits for blocks on their way.
+    Written(Box<Result<IoReply, IoRefusal>>, Vec<Ticket>),
     Sync(JournalPosition),
     Read(Box<braid_wire::io::Read>),
     Verify(braid_terms::PortionName),

@@ -21,6 +21,7 @@ mod apply;
 mod bytes_le;
 mod checkpoint;
 mod checksum;
+mod direct;
 mod disk;
 mod driver;
 mod fence;

@@ -19,6 +19,8 @@ use std::io;
 use braid_env::{File, Folder, OpenMode};
 use braid_terms::{BLOCK_SIZE, PortionName};
 use braid_wire::io::BlockRange;
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
 
 use crate::checksum::crc32c;
 use crate::disk::DiskIdentity;
@@ -297,6 +299,29 @@ impl PortionFiles {
             portion.written = (0, 0);
         }
         Ok(())
+    }
+
+    /// As `write_blocks`, past the page cache: the writes are under way.
+    pub fn begin_blocks(
+        &mut self,
+        name: PortionName,
+        range: BlockRange,
+        bytes: &Bytes,
+    ) -> io::Result<Vec<(BlockRange, LocalBoxFuture<'static, io::Result<()>>)>> {
+        assert_eq!(bytes.len() as u64, range.count * BLOCK_SIZE as u64, "whole blocks");
+        let file = self.make_file(name)?;
+        self.unsynced.file(name, &file);
+        let write = |run: BlockRange| {
+            let from = usize::try_from(run.first - range.first).expect("in memory") * BLOCK_SIZE;
+            let length = usize::try_from(run.count).expect("in memory") * BLOCK_SIZE;
+            let piece = bytes.slice(from..from + length);
+            (run, file.write_uncached(vec![piece], block_offset(run.first)))
+        };
+        // A full disk is told before anything stands in the journal.
+        for run in runs(range) {
+            file.reserve(block_offset(run.first), run.count * BLOCK_SIZE as u64)?;
+        }
+        Ok(runs(range).map(write).collect())
     }
 
     /// Gives the space of blocks back, where the file has them.

@@ -6,6 +6,8 @@
 //! ```text
 //! applied:   a b c . e        kept 5:  . B . D .      read with decided 5:  a B c D e
 //! ```
+//! Large pieces go past the page cache, or one pass over a large file would drive all else out of it;
+//! what is read a second time is kept.
 //! # Invariants
 //! R1 A record above the read's `decided` is not visible.
 //! # Failure
@@ -14,13 +16,17 @@
 //! W-12, S-2.
 
 use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
 use std::rc::Rc;
 
 use braid_env::{File, Payload};
-use braid_terms::{BLOCK_SIZE, PAYLOAD_MAX};
+use braid_terms::{BLOCK_SIZE, PAYLOAD_MAX, PortionName};
 use braid_wire::io::{BlockRange, IoRefusal, IoReply, Read};
 use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
 
+use crate::direct::{Ticket, written};
 use crate::fence::Wish;
 use crate::group::{Entry, Group, Source};
 use crate::portion_file::{Presence, runs};
@@ -34,12 +40,49 @@ pub(crate) struct Plan {
     crcs: Vec<Option<u32>>,
     extents: Vec<Extent>,
     epoch: u64,
+    on_their_way: Vec<Ticket>,
 }
 
 struct Extent {
     file: File,
     at: u64,
     length: usize,
+    /// Not to be kept in memory.
+    is_uncached: bool,
+}
+
+impl Extent {
+    fn begin(&self) -> LocalBoxFuture<'static, io::Result<Bytes>> {
+        if self.is_uncached {
+            self.file.read_uncached(self.at, self.length)
+        } else {
+            self.file.read(self.at, self.length)
+        }
+    }
+}
+
+/// What was read past the page cache lately: a second read of it is worth keeping in memory.
+#[derive(Default)]
+pub(crate) struct RecentReads {
+    seen: BTreeSet<(PortionName, u64)>,
+    order: VecDeque<(PortionName, u64)>,
+}
+
+impl RecentReads {
+    /// Whether this place was read before; it was now.
+    fn note(&mut self, name: PortionName, at: u64) -> bool {
+        let place = (name, at);
+        if !self.seen.insert(place) {
+            return true;
+        }
+        self.order.push_back(place);
+        if RECENT_MAX < self.order.len()
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.seen.remove(&oldest);
+        }
+        false
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -60,9 +103,12 @@ pub(crate) async fn read(
         Err(refusal) => return (Err(refusal), Payload::empty()),
     };
     loop {
+        // An owner reads only what was promised, so there is nothing to wait for.
+        written(&store, &plan.on_their_way).await;
         let mut payload = Payload::empty();
-        for extent in &plan.extents {
-            match extent.file.read(extent.at, extent.length).await {
+        let reads: Vec<_> = plan.extents.iter().map(Extent::begin).collect();
+        for (extent, read) in plan.extents.iter().zip(reads) {
+            match read.await {
                 Ok(bytes) => payload.push(filled(bytes, extent.length)),
                 Err(error) => return (Err(unreadable(&error)), Payload::empty()),
             }
@@ -115,7 +161,12 @@ impl Store {
         if blocks > (PAYLOAD_MAX / BLOCK_SIZE) as u64 {
             return Err(bad("more blocks than one answer may have"));
         }
-        let mut plan = Plan { crcs: Vec::new(), extents: Vec::new(), epoch: group.epoch };
+        let mut plan = Plan {
+            crcs: Vec::new(),
+            extents: Vec::new(),
+            epoch: group.epoch,
+            on_their_way: Vec::new(),
+        };
         for range in &read.ranges {
             self.plan_range(read, *range, &mut plan)?;
         }
@@ -155,6 +206,9 @@ impl Store {
         paint(group, read, range, &mut cells);
         let file = self.files.file(name).map_err(|error| disk_refusal(&error))?;
         let group = &self.groups[&key];
+        plan.on_their_way.extend(self.direct.meeting(name, range));
+        // One range's extents are not joined with those of the next.
+        let from = plan.extents.len();
         for cell in cells {
             let (file, at, crc) = match cell {
                 Cell::Absent => {
@@ -168,7 +222,12 @@ impl Store {
                 Cell::InJournal { entry, at, crc } => (&group.entries[entry].journal, at, crc),
             };
             plan.crcs.push(Some(crc));
-            plan.add(file, at);
+            plan.add(from, file, at);
+        }
+        let least = usize::try_from(self.limits.uncached_blocks_min).unwrap_or(usize::MAX);
+        for extent in &mut plan.extents[from..] {
+            extent.is_uncached = least.saturating_mul(BLOCK_SIZE) <= extent.length
+                && !self.recent_reads.note(name, extent.at);
         }
         Ok(())
     }
@@ -176,15 +235,20 @@ impl Store {
 
 impl Plan {
     // Blocks that follow each other in one file are one extent.
-    fn add(&mut self, file: &File, at: u64) {
-        if let Some(last) = self.extents.last_mut()
+    fn add(&mut self, from: usize, file: &File, at: u64) {
+        if let Some(last) = self.extents[from..].last_mut()
             && Rc::ptr_eq(&last.file.0, &file.0)
             && last.at + last.length as u64 == at
         {
             last.length += BLOCK_SIZE;
             return;
         }
-        self.extents.push(Extent { file: file.clone(), at, length: BLOCK_SIZE });
+        self.extents.push(Extent {
+            file: file.clone(),
+            at,
+            length: BLOCK_SIZE,
+            is_uncached: false,
+        });
     }
 }
 
@@ -220,3 +284,6 @@ fn paint(group: &Group, read: &Read, range: BlockRange, cells: &mut [Cell]) {
 fn index_of(block: u64, range: BlockRange) -> usize {
     usize::try_from(block - range.first).expect("ranges in memory are short")
 }
+
+/// Beginnings of reads that are remembered.
+const RECENT_MAX: usize = 16_384;

@@ -120,6 +120,8 @@ pub(crate) fn recover(
         evicted: BTreeMap::new(),
         tombstones: BTreeMap::new(),
         files,
+        direct: Default::default(),
+        recent_reads: Default::default(),
         journal,
         unsynced_segments: Vec::new(),
         synced: JournalPosition(0),

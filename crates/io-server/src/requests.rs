@@ -42,6 +42,13 @@ pub(crate) struct Place {
     pub image_count: u32,
 }
 
+/// The answer to a prepare; blocks may still be on their way.
+pub(crate) enum Promise {
+    New(IoReply),
+    /// The record was taken before.
+    Repeated(IoReply),
+}
+
 impl Store {
     /// Takes a group over for a grant and says what is kept of it. Source: O-5, W-6.
     pub fn open(&mut self, open: Open) -> Result<Report, IoRefusal> {
@@ -96,7 +103,7 @@ impl Store {
     }
 
     /// Journals a record and promises it. Source: W-2.
-    pub fn prepare(&mut self, prepare: Prepare, payload: &Bytes) -> Result<IoReply, IoRefusal> {
+    pub fn prepare(&mut self, prepare: Prepare, payload: &Bytes) -> Result<Promise, IoRefusal> {
         let Prepare { fence, record, create, decided, stable } = prepare;
         let key = key_of(&fence);
         self.ready()?;
@@ -125,7 +132,7 @@ impl Store {
             Verdict::Take | Verdict::ReplaceByVoid => {}
             Verdict::Repeat(position) => {
                 self.ride_along(key, decided, stable);
-                return Ok(self.promised(position));
+                return Ok(Promise::Repeated(self.promised(position)));
             }
             Verdict::Gap => {
                 let last = self.groups.get(&key).map_or_else(Default::default, |group| group.last);
@@ -167,7 +174,7 @@ impl Store {
         self.status.prepares += 1;
         self.status.bytes_written += payload.len() as u64;
         self.touched();
-        Ok(self.promised(place.position))
+        Ok(Promise::New(self.promised(place.position)))
     }
 
     // The owner has seen the report of an open and goes on from the last record here: nothing that
@@ -511,8 +518,7 @@ impl Store {
                 let length = usize::try_from(run.count).expect("checked with the payload");
                 let end = at + length * BLOCK_SIZE;
                 if is_direct {
-                    let written = self.files.write_blocks(name, run, &payload[at..end]);
-                    written.map_err(|error| disk_refusal(&error))?;
+                    self.write_run(name, run, payload.slice(at..end))?;
                     self.bytes_free = self.bytes_free.saturating_sub((end - at) as u64);
                     direct.push(run);
                 } else {
@@ -526,6 +532,24 @@ impl Store {
             seen.add(range);
         }
         Ok((direct, images))
+    }
+
+    fn write_run(
+        &mut self,
+        name: PortionName,
+        run: BlockRange,
+        bytes: Bytes,
+    ) -> Result<(), IoRefusal> {
+        if run.count < self.limits.uncached_blocks_min {
+            let written = self.files.write_blocks(name, run, &bytes);
+            return written.map_err(|error| disk_refusal(&error));
+        }
+        let writes = self.files.begin_blocks(name, run, &bytes);
+        let writes = writes.map_err(|error| disk_refusal(&error))?;
+        for (run, write) in writes {
+            self.direct.begin(name, run, write);
+        }
+        Ok(())
     }
 
     // Cuts a range into runs that may go to their place at once and runs that may not.

@@ -27,11 +27,13 @@ use braid_wire::io::{FileState, IoRefusal, IoStatus, RecordHead, Report};
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use crate::direct::DirectWrites;
 use crate::disk::DiskIdentity;
 use crate::group::{Group, slot_fits};
 use crate::journal::{Appended, Journal};
 use crate::journal_body::{Kind, Shape, SlotKey};
 use crate::portion_file::{PortionError, PortionFiles, Presence};
+use crate::read::RecentReads;
 
 /// Bounds of an I/O server's memory and disk use.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +50,8 @@ pub struct Limits {
     pub reserve_bytes: u64,
     /// Shortest run of new blocks that is written straight to its place.
     pub direct_blocks_min: u64,
+    /// Shortest run that goes past the page cache, to and from the medium.
+    pub uncached_blocks_min: u64,
     /// Time for which a removed group's grants are refused at least.
     pub tombstone: std::time::Duration,
 }
@@ -61,6 +65,7 @@ impl Default for Limits {
             idle: std::time::Duration::from_secs(5),
             reserve_bytes: 64 << 20,
             direct_blocks_min: 16,
+            uncached_blocks_min: 32,
             tombstone: std::time::Duration::from_secs(600),
         }
     }
@@ -89,6 +94,9 @@ pub(crate) struct Store {
     /// Grants up to these are refused; with the time until which they are kept.
     pub tombstones: BTreeMap<SlotKey, (GrantNumber, Moment)>,
     pub files: PortionFiles,
+    /// Blocks on their way.
+    pub direct: DirectWrites,
+    pub recent_reads: RecentReads,
     pub journal: Journal,
     /// Journal files with bytes that may not be on the medium.
     pub unsynced_segments: Vec<File>,

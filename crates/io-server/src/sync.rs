@@ -19,6 +19,7 @@ use braid_terms::JournalPosition;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinSet;
 
+use crate::direct::written;
 use crate::journal_body::Kind;
 use crate::portion_file::Unsynced;
 use crate::store::Store;
@@ -84,7 +85,7 @@ impl Syncer {
     /// One round.
     pub async fn round(&self) -> Result<(), MediumFailed> {
         let _turn = self.turn.lock().await;
-        let (folder, target, segments, unsynced) = {
+        let (folder, target, segments, unsynced, tickets) = {
             let mut store = self.store.borrow_mut();
             if store.failed.is_some() {
                 return Err(MediumFailed);
@@ -92,8 +93,15 @@ impl Syncer {
             let mut segments = std::mem::take(&mut store.unsynced_segments);
             let unsynced = std::mem::take(&mut store.files.unsynced);
             segments.push(store.journal.file.clone());
-            (store.folder.clone(), store.last_position(), segments, unsynced)
+            let tickets = store.direct.open();
+            (store.folder.clone(), store.last_position(), segments, unsynced, tickets)
         };
+        // A sync covers only what was written before it began (D1).
+        written(&self.store, &tickets).await;
+        if self.store.borrow().failed.is_some() {
+            self.done.send_replace(JournalPosition(u64::MAX));
+            return Err(MediumFailed);
+        }
         let result = make_durable(folder, segments, unsynced).await;
         let mut store = self.store.borrow_mut();
         if let Err(error) = result {

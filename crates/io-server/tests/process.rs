@@ -175,7 +175,7 @@ fn the_process_registers_serves_and_accepts_only_valid_writers() {
         assert!(matches!(promised.unwrap().0, Ok(IoReply::Promised { .. })));
         let (reply, payload) = blocks.unwrap();
         assert!(matches!(reply, Ok(IoReply::Blocks { .. })));
-        assert_eq!(payload, bytes);
+        assert!(payload == bytes, "other bytes came back");
         let sync =
             IoRequest::Sync { incarnation: Incarnation(4), position: JournalPosition(u64::MAX) };
         let synced = client.call(&sync, Payload::empty(), DEADLINE).await.unwrap().0;

@@ -139,6 +139,7 @@ fn limits(random: &mut Random) -> Limits {
         groups_max: usize::try_from(1 + random.below(4)).unwrap(),
         reserve_bytes: 0,
         direct_blocks_min: 4,
+        uncached_blocks_min: 6,
         ..Limits::default()
     }
 }

@@ -156,7 +156,12 @@ impl Cluster {
                             server: ServerId(server),
                             listen: vec![Address::Tcp(address)],
                             coordinators: coordinators.clone(),
-                            limits: Limits::default(),
+                            // Small files go every way that large ones go.
+                            limits: Limits {
+                                direct_blocks_min: 2,
+                                uncached_blocks_min: 3,
+                                ..Limits::default()
+                            },
                         };
                         let _ = braid_io_server::run(env.clone(), config).await;
                         sleep(RESTART_PAUSE).await;

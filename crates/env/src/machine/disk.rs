@@ -7,17 +7,21 @@
 //! # Failure
 //! Errors of the kernel come back as they are. A sync that failed is never repeated here: the
 //! kernel has dropped the bytes, a second sync would lie (S-4).
+//! Large writes and reads of what is not in memory go past the page cache (`O_DIRECT`), by a second
+//! descriptor of the same file: a copy into fresh pages of the cache costs several times what all
+//! else of the way costs. File systems without it, and memory that does not begin at pages, get the
+//! page cache.
 //! # Not here
-//! Direct I/O, io_uring.
+//! io_uring.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, ready};
 use rustix::fs::{
@@ -28,7 +32,7 @@ use rustix::fs::{
 use rustix::io::{Errno, retry_on_intr};
 
 use super::pool::Pool;
-use crate::{File, FileOps, FolderOps, OpenMode, Space};
+use crate::{File, FileOps, FolderOps, OpenMode, PAGE_SIZE, PageBuffer, Space};
 
 /// A folder of the machine.
 pub(super) struct MachineFolder {
@@ -63,7 +67,11 @@ impl FolderOps for MachineFolder {
         let open =
             || openat(&*self.descriptor, path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
         let descriptor = Arc::new(retry_on_intr(open)?);
-        Ok(File(Rc::new(MachineFile { descriptor, pool: self.pool.clone() })))
+        Ok(File(Rc::new(MachineFile {
+            descriptor,
+            direct: OnceCell::new(),
+            pool: self.pool.clone(),
+        })))
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<String>> {
@@ -153,6 +161,8 @@ impl FolderOps for MachineFolder {
 /// A file of the machine.
 struct MachineFile {
     descriptor: Arc<OwnedFd>,
+    /// The same file past the page cache; none where the file system has no such way.
+    direct: OnceCell<Option<Arc<OwnedFd>>>,
     pool: Rc<Pool>,
 }
 
@@ -171,13 +181,17 @@ impl FileOps for MachineFile {
     }
 
     fn read(&self, at: u64, length: usize) -> LocalBoxFuture<'static, io::Result<Bytes>> {
-        let mut bytes = BytesMut::with_capacity(length);
-        match read_cached(&self.descriptor, &mut bytes, at, length) {
-            Ok(true) => ready(Ok(bytes.freeze())).boxed_local(),
-            Ok(false) => {
+        let mut bytes = PageBuffer::new(length);
+        match read_cached(&self.descriptor, &mut bytes, at) {
+            Ok((count, true)) => {
+                bytes.truncate(count);
+                ready(Ok(bytes.freeze())).boxed_local()
+            }
+            Ok((count, false)) => {
                 let descriptor = self.descriptor.clone();
                 let rest = move || {
-                    read_rest(&descriptor, &mut bytes, at, length)?;
+                    let count = read_until(&descriptor, &mut bytes, at, count)?;
+                    bytes.truncate(count);
                     Ok(bytes.freeze())
                 };
                 self.pool.run(rest).boxed_local()
@@ -187,23 +201,61 @@ impl FileOps for MachineFile {
     }
 
     fn write_at(&self, pieces: &[&[u8]], at: u64) -> io::Result<()> {
-        let mut slices: Vec<IoSlice> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-        let mut rest = &mut slices[..];
-        let mut at = at;
-        // Empty slices in front would make a finished write look like a stuck one.
-        IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            let batch = &rest[..rest.len().min(PIECES_MAX)];
-            let count = match rustix::io::pwritev(&*self.descriptor, batch, at) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => count,
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            at += count as u64;
-            IoSlice::advance_slices(&mut rest, count);
+        write_all(&self.descriptor, pieces, at)
+    }
+
+    fn reserve(&self, at: u64, length: u64) -> io::Result<()> {
+        match retry_on_intr(|| fallocate(&*self.descriptor, FallocateFlags::empty(), at, length)) {
+            // Then the write itself tells.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
+    }
+
+    fn write_uncached(
+        &self,
+        pieces: Vec<Bytes>,
+        at: u64,
+    ) -> LocalBoxFuture<'static, io::Result<()>> {
+        let fits = is_page(at) && pieces.iter().all(is_aligned);
+        let Some(direct) = self.direct().filter(|_| fits) else {
+            let slices: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
+            return ready(self.write_at(&slices, at)).boxed_local();
+        };
+        let cached = self.descriptor.clone();
+        let write = move || {
+            let slices: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
+            match write_all(&direct, &slices, at) {
+                // Blocks of this medium are larger than our pages.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    write_all(&cached, &slices, at)
+                }
+                written => written,
+            }
+        };
+        self.pool.run(write).boxed_local()
+    }
+
+    fn read_uncached(&self, at: u64, length: usize) -> LocalBoxFuture<'static, io::Result<Bytes>> {
+        // Memory is not even looked at: an attempt to read from it would begin to fill it.
+        let Some(direct) = self.direct().filter(|_| is_page(at)) else {
+            return self.read(at, length);
+        };
+        let descriptor = self.descriptor.clone();
+        let read = move || {
+            let mut bytes = PageBuffer::new(length);
+            // It ends at a whole page; the rest of the last one is read as usual.
+            let end = length - length % PAGE_SIZE;
+            let done = match read_until(&direct, &mut bytes[..end], at, 0) {
+                // Blocks of this medium are larger than our pages, or the file ends within one.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => 0,
+                done => done?,
+            };
+            let count = read_until(&descriptor, &mut bytes, at, done)?;
+            bytes.truncate(count);
+            Ok(bytes.freeze())
+        };
+        self.pool.run(read).boxed_local()
     }
 
     fn length(&self) -> io::Result<u64> {
@@ -243,6 +295,16 @@ impl FileOps for MachineFile {
 }
 
 impl MachineFile {
+    fn direct(&self) -> Option<Arc<OwnedFd>> {
+        let open = || {
+            // By its descriptor: the name may be another file's by now.
+            let path = format!("/proc/self/fd/{}", self.descriptor.as_raw_fd());
+            let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
+            retry_on_intr(|| openat(CWD, path.as_str(), flags, Mode::empty())).ok().map(Arc::new)
+        };
+        self.direct.get_or_init(open).clone()
+    }
+
     /// The file's length stays as it is, as with a hole.
     fn write_zeros(&self, at: u64, length: u64) -> io::Result<()> {
         let zeros = [0; 64 << 10];
@@ -258,51 +320,73 @@ impl MachineFile {
     }
 }
 
-/// Reads what is in memory; `true` when that was all that the file has.
-fn read_cached(
-    descriptor: &OwnedFd,
-    bytes: &mut BytesMut,
-    at: u64,
-    length: usize,
-) -> io::Result<bool> {
-    if length == 0 {
-        return Ok(true);
+fn write_all(descriptor: &OwnedFd, pieces: &[&[u8]], at: u64) -> io::Result<()> {
+    let mut slices: Vec<IoSlice> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+    let mut rest = &mut slices[..];
+    let mut at = at;
+    // Empty slices in front would make a finished write look like a stuck one.
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        let batch = &rest[..rest.len().min(PIECES_MAX)];
+        let count = match rustix::io::pwritev(descriptor, batch, at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => count,
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        at += count as u64;
+        IoSlice::advance_slices(&mut rest, count);
     }
-    let spare = &mut bytes.spare_capacity_mut()[..length];
-    let vector = libc::iovec { iov_base: spare.as_mut_ptr().cast(), iov_len: length };
+    Ok(())
+}
+
+/// Reads what is in memory: how many bytes, and whether that was all that the file has.
+fn read_cached(descriptor: &OwnedFd, bytes: &mut [u8], at: u64) -> io::Result<(usize, bool)> {
+    if bytes.is_empty() {
+        return Ok((0, true));
+    }
+    let vector = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let Ok(offset) = libc::off_t::try_from(at) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    // SAFETY: the vector names `length` writable bytes of `bytes` that live until the call returns.
+    // SAFETY: the vector names the bytes of `bytes`, which live until the call returns.
     let count =
         unsafe { libc::preadv2(descriptor.as_raw_fd(), &vector, 1, offset, libc::RWF_NOWAIT) };
     let Ok(count) = usize::try_from(count) else {
         // Not in memory, or a file system that cannot tell: a thread reads it.
-        return Ok(false);
+        return Ok((0, false));
     };
-    assert!(count <= length, "the kernel read more than asked");
-    // SAFETY: the kernel has written the first `count` bytes behind the length of `bytes`.
-    unsafe { bytes.set_len(count) };
-    Ok(count == length || at + count as u64 >= fstat(descriptor)?.st_size.unsigned_abs())
+    assert!(count <= bytes.len(), "the kernel read more than asked");
+    let at_end = || -> io::Result<bool> {
+        Ok(at + count as u64 >= fstat(descriptor)?.st_size.unsigned_abs())
+    };
+    Ok((count, count == bytes.len() || at_end()?))
 }
 
-/// Reads until `bytes` has `length` bytes or the file ends.
-fn read_rest(descriptor: &OwnedFd, bytes: &mut BytesMut, at: u64, length: usize) -> io::Result<()> {
-    while bytes.len() < length {
-        let position = at + bytes.len() as u64;
-        let wanted = length - bytes.len();
-        let (read, _) = retry_on_intr(|| {
-            let spare = &mut bytes.spare_capacity_mut()[..wanted];
-            rustix::io::pread(descriptor, spare, position)
-                .map(|(read, rest)| (read.len(), rest.len()))
-        })?;
-        if read == 0 {
-            break;
+/// Reads on from `done` bytes until `bytes` is full or the file ends; how many there are then.
+fn read_until(
+    descriptor: &OwnedFd,
+    bytes: &mut [u8],
+    at: u64,
+    mut done: usize,
+) -> io::Result<usize> {
+    while done < bytes.len() {
+        let position = at + done as u64;
+        match retry_on_intr(|| rustix::io::pread(descriptor, &mut bytes[done..], position))? {
+            0 => break,
+            count => done += count,
         }
-        // SAFETY: `pread` has filled the first `read` bytes behind the length of `bytes`.
-        unsafe { bytes.advance_mut(read) };
     }
-    Ok(())
+    Ok(done)
+}
+
+fn is_page(at: u64) -> bool {
+    at.is_multiple_of(PAGE_SIZE as u64)
+}
+
+/// Whether direct I/O takes these bytes.
+fn is_aligned(bytes: &Bytes) -> bool {
+    (bytes.as_ptr() as usize).is_multiple_of(PAGE_SIZE) && bytes.len().is_multiple_of(PAGE_SIZE)
 }
 
 fn start_writeback(descriptor: &OwnedFd, at: u64, length: u64) {

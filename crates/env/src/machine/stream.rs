@@ -35,7 +35,9 @@ use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_local;
 
-use crate::{Closed, Connection, FRAME_HEAD_MAX, Frame, FrameReceiver, FrameSender, SenderOps};
+use crate::{
+    Closed, Connection, FRAME_HEAD_MAX, Frame, FrameReceiver, FrameSender, PageBuffer, SenderOps,
+};
 
 /// Starts the two tasks in this thread.
 pub(super) fn start(stream: Stream, peer: String) -> Connection {
@@ -333,23 +335,24 @@ impl Reader {
             self.buffer.advance(length);
             return Ok(bytes);
         }
-        let mut bytes = BytesMut::with_capacity(length);
-        bytes.put_slice(&self.buffer);
+        let mut bytes = PageBuffer::new(length);
+        let mut done = self.buffer.len();
+        bytes[..done].copy_from_slice(&self.buffer);
         self.buffer.clear();
-        while length - bytes.len() > READ_DIRECTLY {
-            let missing = length - bytes.len();
-            if self.socket.read_buf(&mut (&mut bytes).limit(missing)).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+        while length - done > READ_DIRECTLY {
+            match self.socket.read(&mut bytes[done..]).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => done += count,
             }
         }
-        let missing = length - bytes.len();
+        let missing = length - done;
         while self.buffer.len() < missing {
             self.ask = self.ask.max(missing);
             if !self.fill().await? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        bytes.put_slice(&self.buffer[..missing]);
+        bytes[done..].copy_from_slice(&self.buffer[..missing]);
         self.buffer.advance(missing);
         Ok(bytes.freeze())
     }

@@ -800,6 +800,45 @@ impl FileOps for SimFile {
         Ok(())
     }
 
+    fn reserve(&self, at: u64, length: u64) -> io::Result<()> {
+        self.check_writable()?;
+        let length = usize::try_from(length).map_err(|_| io::ErrorKind::StorageFull)?;
+        for (page, offset, range) in pieces(at, length) {
+            let is_there = self.inode.content.borrow().cached.pages.contains_key(&page);
+            if !is_there {
+                self.write_at(&[&vec![0; range.len()]], page * PAGE + offset as u64)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_uncached(
+        &self,
+        pieces: Vec<Bytes>,
+        at: u64,
+    ) -> LocalBoxFuture<'static, io::Result<()>> {
+        let shared = self.disk.shared.upgrade().filter(|_| self.process.is_alive.get());
+        let wait = shared.map(|shared| shared.random.borrow_mut().span(&READ_LATENCY));
+        let file = Self {
+            disk: self.disk.clone(),
+            process: self.process.clone(),
+            inode: self.inode.clone(),
+            is_writable: self.is_writable,
+        };
+        let bytes = pieces.concat();
+        // A process that ends meanwhile leaves a part.
+        let begun = bytes.len() / 2 / PAGE as usize * PAGE as usize;
+        let first = self.write_at(&[&bytes[..begun]], at);
+        async move {
+            first?;
+            if let Some(wait) = wait {
+                sleep(wait).await;
+            }
+            file.write_at(&[&bytes[begun..]], at + begun as u64)
+        }
+        .boxed_local()
+    }
+
     fn length(&self) -> io::Result<u64> {
         self.disk.check(&self.process)?;
         Ok(self.inode.content.borrow().cached.length)

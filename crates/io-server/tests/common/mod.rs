@@ -26,7 +26,12 @@ pub fn config(path: &Path) -> IoConfig {
         server: ServerId(1),
         listen: Vec::new(),
         coordinators: Vec::new(),
-        limits: Limits { reserve_bytes: 1 << 20, ..Limits::default() },
+        limits: Limits {
+            reserve_bytes: 1 << 20,
+            direct_blocks_min: 4,
+            uncached_blocks_min: 6,
+            ..Limits::default()
+        },
     }
 }
 

@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use braid_env::PageBuffer;
 use braid_raid::{Code, Geometry};
 use braid_terms::{BLOCK_SIZE, PortionIndex};
 use braid_wire::Payload;
@@ -176,7 +177,7 @@ impl<'a> Builder<'a> {
         let first = at / self.geometry.stripe_size() * (strip as u64 / BLOCK);
         let blocks = strip * stripes / BLOCK_SIZE;
         let mut sums = vec![Vec::with_capacity(blocks); k + m];
-        let mut parity = vec![vec![0_u8; strip * stripes]; m];
+        let mut parity: Vec<_> = (0..m).map(|_| PageBuffer::new(strip * stripes)).collect();
         for index in 0..stripes {
             let row = bytes.slice(index * stripe..(index + 1) * stripe);
             // Parity and checksums by pieces that stay in the inner caches: each byte is read once.
@@ -202,7 +203,7 @@ impl<'a> Builder<'a> {
             }
         }
         for (unit, strip) in parity.into_iter().enumerate() {
-            self.images.slots[k + unit].payload.push(strip.into());
+            self.images.slots[k + unit].payload.push(strip.freeze());
         }
         for (slot, crcs) in self.images.slots.iter_mut().zip(sums) {
             slot.changes.push(Change::Write { device_index, first, crcs });

@@ -131,7 +131,7 @@ impl Group {
         let reports = group.open_all(end).await?;
         let made = reports.values().any(|(report, _)| report.layout.is_some());
         // Every write has a part at any k slots in sync (lemma of O-5): there was none.
-        if !made && !(may_be_new && group.has_facts()) {
+        if !(made || may_be_new && group.has_facts()) {
             return Err(OpenError::Unknown);
         }
         let removed = group.layout.scheme.portions() - reports.len();
