@@ -44,7 +44,8 @@ pub struct Reach {
     counter: Cell<u64>,
     deadline: Duration,
     coordinators: CoordinatorClient,
-    servers: RefCell<BTreeMap<ServerId, SocketAddr>>,
+    /// Addresses of LCs, and how many LCCs each has.
+    servers: RefCell<BTreeMap<ServerId, (SocketAddr, u8)>>,
     links: RefCell<BTreeMap<Place, Rc<Link>>>,
     owners: RefCell<BTreeMap<DeviceId, Place>>,
     map: RefCell<Option<(Instant, Rc<ClusterMap>)>>,
@@ -82,7 +83,7 @@ impl Reach {
             counter: Cell::new(0),
             deadline,
             coordinators,
-            servers: RefCell::new(file.servers.iter().map(|s| (s.id, s.lc)).collect()),
+            servers: RefCell::new(file.servers.iter().map(|s| (s.id, (s.lc, 1))).collect()),
             links: RefCell::default(),
             owners: RefCell::default(),
             map: RefCell::new(None),
@@ -122,7 +123,12 @@ impl Reach {
 
     fn learn(&self, map: ClusterMap) -> Rc<ClusterMap> {
         self.coordinators.learn(&map);
-        let servers: BTreeMap<_, _> = map.servers.values().map(|s| (s.id, s.lc_address)).collect();
+        let count = |lccs: usize| u8::try_from(lccs).unwrap_or(u8::MAX).max(1);
+        let servers: BTreeMap<_, _> = map
+            .servers
+            .values()
+            .map(|server| (server.id, (server.lc_address, count(server.lccs.len()))))
+            .collect();
         if !servers.is_empty() {
             *self.servers.borrow_mut() = servers;
         }
@@ -131,10 +137,13 @@ impl Reach {
         map
     }
 
-    /// LCs of all servers, those that could not be reached lately last.
+    /// LCCs of all servers, those that could not be reached lately last.
     pub fn places(&self) -> Vec<Place> {
-        let places =
-            self.servers.borrow().values().map(|address| (*address, 0)).collect::<Vec<_>>();
+        let servers = self.servers.borrow();
+        let all = servers
+            .values()
+            .flat_map(|(address, count)| (0..*count).map(|index| (*address, index)));
+        let places: Vec<Place> = all.collect();
         let links = self.links.borrow();
         let (good, bad): (Vec<_>, Vec<_>) = places
             .into_iter()

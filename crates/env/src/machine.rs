@@ -59,6 +59,23 @@ pub fn run<T>(role: impl Future<Output = T>) -> io::Result<T> {
     Ok(new_task_set().block_on(&runtime, tended))
 }
 
+/// Runs a role in a thread of its own, with a world of its own. Who wants to know of its end gives it
+/// a channel.
+///
+/// Errors: the machine gives no thread.
+pub fn spawn<F: Future<Output = ()>>(
+    name: &str,
+    role: impl FnOnce(Env) -> F + Send + 'static,
+) -> io::Result<()> {
+    let run_role = move || {
+        let ended = run(async move { role(env(Inherited::new())).await });
+        if let Err(error) = ended {
+            tracing::error!(%error, "a thread has no runtime");
+        }
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(run_role).map(drop)
+}
+
 struct Machine {
     inherited: RefCell<Inherited>,
     random: RefCell<RandomBytes>,

@@ -3,39 +3,41 @@
 //! ```text
 //! RegisterLc -> incarnations -> lease -> serve
 //!    every second      renew the lease, take a newer map, tell holdings to a new global controller
-//!    every second      syncs of what is decided; marks; facts to work off; dead LCCs to sweep
+//!    every second      facts to work off; dead LCCs to sweep
 //!    end               everything stable, marks told, groups released, UnregisterLc
 //! ```
+//! This is the LC's front; each LCC is a [`Worker`], in this thread or in one of its own.
 //! # Failure
-//! An invalid incarnation ends the LC: its main controller starts a new one.
+//! An invalid incarnation ends the LC, and so does a thread that ended: its main controller starts a
+//! new one.
 //! # Source
 //! O-3, O-4, O-8, F-3, F-4.
 
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use braid_env::{Address, Env, Payload};
+use braid_env::{Address, Env, Moment, machine};
 use braid_terms::{
-    ClusterId, ClusterMap, DiskId, DiskState, Fact, FactKind, GroupLayout, Incarnation, LEASE_MS,
-    LccId, ServerId,
+    ClusterId, ClusterMap, DiskId, Fact, FactKind, GroupLayout, Incarnation, LEASE_MS, LccId,
+    ServerId,
 };
 use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::{CoordinatorClient, CoordinatorError};
-use braid_wire::io::{IoReply, IoRequest};
-use braid_wire::rpc::Peer;
-use futures_util::StreamExt;
-use tokio::sync::Notify;
+use braid_wire::rpc::{Hello, Peer};
+use futures_util::future::join_all;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use crate::disks::{CALL_WAIT, Disks};
+use crate::disks::CALL_WAIT;
 use crate::files::Files;
-use crate::group::Group;
-use crate::group::repair::Repaired;
-use crate::lcc::{Lcc, LccParts, OwnError};
+use crate::lcc::Lcc;
+use crate::worker::{Holdings, Mail, Worker, WorkerParts};
 
 /// What an LC is told at its start.
 #[derive(Clone)]
@@ -52,10 +54,21 @@ pub struct LcConfig {
     pub io_sockets: BTreeMap<DiskId, PathBuf>,
     /// How many LCCs it hosts, 1 at least.
     pub lccs: u8,
+    /// Where they run.
+    pub threads: Threads,
     /// Groups that an LCC keeps open without need.
     pub groups_kept: usize,
     /// Told to end cleanly.
     pub shutdown: Rc<Notify>,
+}
+
+/// Where the LCCs of an LC run.
+#[derive(Clone)]
+pub enum Threads {
+    /// All in the LC's thread.
+    One,
+    /// Each in its own; only on a machine. With the listening sockets that the parent bound.
+    Each(Rc<RefCell<machine::Inherited>>),
 }
 
 /// Why an LC ended.
@@ -66,7 +79,7 @@ pub enum LcEnd {
     Clean,
     /// It was told to, and something could not be brought to its media in time.
     Unfinished,
-    /// Its incarnation is not valid any more: start again.
+    /// Its incarnation is not valid any more, or one of its threads ended: start again.
     Invalid,
     /// It cannot listen.
     CannotListen,
@@ -87,6 +100,10 @@ pub async fn run(env: Env, config: LcConfig) -> LcEnd {
 /// An LC that has registered and works.
 pub struct Started {
     controller: Rc<Lc>,
+    /// Those in this thread.
+    workers: Vec<Worker>,
+    lccs: Vec<Rc<Lcc>>,
+    invalid: mpsc::UnboundedReceiver<()>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -96,6 +113,12 @@ impl Drop for Started {
     }
 }
 
+/// Sockets that wait for clients.
+enum Listening {
+    Here(braid_env::Listener),
+    ForThreads(machine::RawListener),
+}
+
 impl Started {
     /// Registers, and begins to work and to listen.
     ///
@@ -103,7 +126,14 @@ impl Started {
     pub async fn start(env: Env, config: &LcConfig) -> Result<Self, LcEnd> {
         let mut listeners = Vec::new();
         for address in &config.listen {
-            match env.listen(address.clone()).await {
+            let listening = match &config.threads {
+                Threads::One => env.listen(address.clone()).await.map(Listening::Here),
+                Threads::Each(inherited) => {
+                    machine::listen_raw(address.clone(), &mut inherited.borrow_mut())
+                        .map(Listening::ForThreads)
+                }
+            };
+            match listening {
                 Ok(listener) => listeners.push(listener),
                 Err(error) => {
                     tracing::error!(%address, %error, "the LC cannot listen");
@@ -111,63 +141,113 @@ impl Started {
                 }
             }
         }
-        let peer = Peer::Server { server: config.server, incarnation: Incarnation(0), stream: 0 };
-        let addresses = config.coordinators.clone();
-        let coordinators = CoordinatorClient::new(env.clone(), config.cluster, peer, addresses);
+        let coordinators = coordinator_client(&env, config);
         let (lc, incarnations, map) = register(&coordinators, config).await;
         coordinators.learn(&map);
-        let map = Rc::new(map);
-        let lccs = incarnations.into_iter().zip(0..).map(|(incarnation, index)| {
-            Lcc::new(LccParts {
-                env: env.clone(),
+        let map = Arc::new(map);
+        let (tell_invalid, invalid) = mpsc::unbounded_channel();
+        let (mut workers, mut mails) = (Vec::new(), Vec::new());
+        let first = incarnations.first().copied().unwrap_or_default();
+        for (incarnation, index) in incarnations.into_iter().zip(0..) {
+            let (mail, reader) = mpsc::unbounded_channel();
+            mails.push(mail);
+            let parts = WorkerParts {
                 cluster: config.cluster,
                 id: LccId { server: config.server, index },
                 incarnation,
-                coordinators: coordinators.clone(),
-                disks: Disks::new(
-                    env.clone(),
-                    config.cluster,
-                    config.server,
-                    config.io_sockets.clone(),
-                ),
+                io_sockets: config.io_sockets.clone(),
                 map: map.clone(),
-            })
+                groups_kept: config.groups_kept,
+                mail: reader,
+                invalid: tell_invalid.clone(),
+            };
+            match config.threads {
+                Threads::One => {
+                    workers.push(Worker::start(env.clone(), coordinators.clone(), parts));
+                }
+                Threads::Each(_) => {
+                    let addresses = config.coordinators.clone();
+                    if let Err(error) = start_thread(parts, addresses) {
+                        tracing::error!(%error, "no thread for an LCC");
+                        return Err(LcEnd::Unfinished);
+                    }
+                }
+            }
+        }
+        let controller = Rc::new(Lc {
+            env,
+            lc,
+            coordinators,
+            first,
+            mails,
+            map_version: Cell::new(map.version),
+            lease: RefCell::default(),
+            is_ending: Cell::default(),
         });
-        let lccs: Vec<Rc<Lcc>> = lccs.collect();
-        let groups_kept = config.groups_kept;
-        let controller = Rc::new(Lc { env, lc, coordinators, lccs, groups_kept });
         let mut tasks =
             vec![spawn_local(controller.clone().renew()), spawn_local(controller.clone().work())];
-        for lcc in &controller.lccs {
-            tasks.push(spawn_local(lcc.clone().send_facts()));
-            tasks.push(spawn_local(controller.clone().tend(lcc.clone())));
-            tasks.push(spawn_local(warm_up(lcc.clone())));
-        }
-        let files: Vec<_> = controller.lccs.iter().cloned().map(Files::new).collect();
-        for own in &files {
-            tasks.push(spawn_local(own.clone().background()));
-        }
+        let files: Vec<_> = workers.iter().map(|worker| worker.files.clone()).collect();
         for listener in listeners {
-            tasks.push(spawn_local(crate::files::serve(files.clone(), listener)));
+            tasks.push(match listener {
+                Listening::Here(listener) => spawn_local(serve(files.clone(), listener)),
+                Listening::ForThreads(listener) => {
+                    spawn_local(controller.clone().hand_out(listener))
+                }
+            });
         }
-        Ok(Self { controller, tasks })
+        let lccs = workers.iter().map(|worker| worker.lcc.clone()).collect();
+        Ok(Self { controller, workers, lccs, invalid, tasks })
     }
 
-    /// Its LCCs, by index.
+    /// Its LCCs that run in this thread, by index.
     #[must_use]
     pub fn lccs(&self) -> &[Rc<Lcc>] {
-        &self.controller.lccs
+        &self.lccs
     }
 
     /// Waits until it is told to end, or must.
-    pub async fn wait(self, shutdown: &Notify) -> LcEnd {
-        let lccs = &self.controller.lccs;
-        let invalid = lccs.iter().map(|lcc| Box::pin(lcc.invalid_bell.notified()));
-        let invalid = futures_util::future::select_all(invalid);
-        tokio::select! {
-            _ = invalid => LcEnd::Invalid,
+    pub async fn wait(mut self, shutdown: &Notify) -> LcEnd {
+        let end = tokio::select! {
+            _ = self.invalid.recv() => LcEnd::Invalid,
             () = shutdown.notified() => self.controller.end().await,
-        }
+        };
+        self.workers.clear();
+        end
+    }
+}
+
+/// Serves a listener in this thread: each connection goes to the LCC that its hello names.
+async fn serve(all: Vec<Rc<Files>>, mut listener: braid_env::Listener) {
+    while let Some(connection) = listener.accept().await {
+        let all = all.clone();
+        spawn_local(crate::files::serve_one_of(all, connection));
+    }
+}
+
+fn coordinator_client(env: &Env, config: &LcConfig) -> CoordinatorClient {
+    let peer = Peer::Server { server: config.server, incarnation: Incarnation(0), stream: 0 };
+    CoordinatorClient::new(env.clone(), config.cluster, peer, config.coordinators.clone())
+}
+
+/// Runs a worker in a thread of its own.
+fn start_thread(parts: WorkerParts, coordinators: Vec<SocketAddr>) -> std::io::Result<()> {
+    let LccId { server, index } = parts.id;
+    let peer = Peer::Server { server, incarnation: parts.incarnation, stream: index };
+    let ended = Ended(parts.invalid.clone());
+    machine::spawn(&format!("lcc-{index}"), move |env| async move {
+        let cluster = parts.cluster;
+        let client = CoordinatorClient::new(env.clone(), cluster, peer, coordinators);
+        Worker::start(env, client, parts).wait().await;
+        drop(ended);
+    })
+}
+
+/// Tells the front that a thread ended, also by a panic.
+struct Ended(mpsc::UnboundedSender<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
     }
 }
 
@@ -188,22 +268,23 @@ async fn register(
     }
 }
 
-async fn warm_up(lcc: Rc<Lcc>) {
-    while !lcc.lease_valid() {
-        sleep(Duration::from_millis(20)).await;
-    }
-    lcc.warm_up().await;
-    let disks: Vec<_> = lcc.map().disks.keys().copied().collect();
-    let connects = disks.into_iter().map(|disk| lcc.disks.connect(disk));
-    futures_util::future::join_all(connects).await;
-}
-
 struct Lc {
     env: Env,
     lc: Incarnation,
     coordinators: CoordinatorClient,
-    lccs: Vec<Rc<Lcc>>,
-    groups_kept: usize,
+    /// Of the first LCC.
+    first: Incarnation,
+    /// To each LCC.
+    mails: Vec<mpsc::UnboundedSender<Mail>>,
+    map_version: Cell<u64>,
+    lease: RefCell<Lease>,
+    is_ending: Cell<bool>,
+}
+
+#[derive(Default)]
+struct Lease {
+    until: Moment,
+    live: BTreeSet<DiskId>,
 }
 
 impl Lc {
@@ -211,25 +292,32 @@ impl Lc {
     async fn renew(self: Rc<Self>) {
         loop {
             let sent = self.env.now();
-            let map_version = self.lccs[0].map().version;
-            let request = CoordinatorRequest::Renew { lc: self.lc, map_version };
+            let request =
+                CoordinatorRequest::Renew { lc: self.lc, map_version: self.map_version.get() };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
             match answer {
                 Ok(CoordinatorReply::Renewed { term, map, disks, tell_holdings, .. }) => {
                     let until = sent + Duration::from_millis(LEASE_MS);
-                    if let Some(map) = map {
-                        let map = Rc::new(*map);
-                        self.lccs.iter().for_each(|lcc| lcc.learn(map.clone()));
+                    let map = map.map(|map| Arc::new(*map));
+                    if let Some(map) = &map {
+                        self.coordinators.learn(map);
+                        self.map_version.set(map.version);
                     }
-                    for lcc in &self.lccs {
-                        lcc.set_lease(until, disks.clone());
+                    let live = disks.iter().map(|(disk, _)| *disk).collect();
+                    *self.lease.borrow_mut() = Lease { until, live };
+                    let disks: Arc<[_]> = disks.into();
+                    for mail in &self.mails {
+                        let (disks, map) = (disks.clone(), map.clone());
+                        let _ = mail.send(Mail::Lease { until, disks, map });
                     }
                     if tell_holdings {
                         self.tell_holdings(term).await;
                     }
                 }
                 Err(CoordinatorError::Refused(CoordinatorRefusal::InvalidIncarnation)) => {
-                    self.lccs.iter().for_each(|lcc| lcc.invalidate());
+                    for mail in &self.mails {
+                        let _ = mail.send(Mail::Invalid);
+                    }
                     return;
                 }
                 other => tracing::debug!(?other, "the lease was not renewed"),
@@ -239,13 +327,25 @@ impl Lc {
         }
     }
 
+    /// Asks each LCC; none for one that is gone.
+    async fn ask_all<T>(&self, make: impl Fn(usize, oneshot::Sender<T>) -> Mail) -> Vec<Option<T>> {
+        let asked = self.mails.iter().enumerate().map(|(index, mail)| {
+            let (reply, answer) = oneshot::channel();
+            let _ = mail.send(make(index, reply));
+            async move { answer.await.ok() }
+        });
+        join_all(asked).await
+    }
+
     async fn tell_holdings(&self, term: u64) {
+        let told = self.ask_all(|_, reply| Mail::Holdings { term, reply }).await;
+        // What one that is gone held must not be taken for free.
+        let Some(told) = told.into_iter().collect::<Option<Vec<Holdings>>>() else { return };
         let mut groups = Vec::new();
         let mut ranges = Vec::new();
-        for lcc in &self.lccs {
-            let (held, leased) = lcc.tell_holdings(term);
-            groups.extend(held);
-            ranges.extend(leased);
+        for holdings in told {
+            groups.extend(holdings.groups);
+            ranges.extend(holdings.ranges);
         }
         let mut chunks: Vec<_> = groups.chunks(10_000).map(<[_]>::to_vec).collect();
         if chunks.is_empty() {
@@ -266,22 +366,29 @@ impl Lc {
         }
     }
 
-    /// Background work of one LCC: syncs, marks, and what it need not keep.
-    async fn tend(self: Rc<Self>, lcc: Rc<Lcc>) {
-        let mut turn: u64 = 0;
+    /// Accepts sockets for LCCs in threads of their own.
+    async fn hand_out(self: Rc<Self>, mut listener: machine::RawListener) {
         loop {
-            sleep(TEND_EVERY).await;
-            turn += 1;
-            if turn.is_multiple_of(5) {
-                // Not awaited: a disk that hangs must not keep marks from the others.
-                let syncing = lcc.clone();
-                spawn_local(async move { syncing.sync_unstable().await });
-            }
-            let telling = lcc.clone();
-            let _ = timeout(CALL_WAIT, async move { telling.send_marks().await }).await;
-            if turn.is_multiple_of(50) {
-                lcc.evict(self.groups_kept).await;
-            }
+            let accepted = listener.accept().await;
+            let controller = self.clone();
+            spawn_local(async move { controller.hand_over(accepted).await });
+        }
+    }
+
+    async fn hand_over(&self, mut accepted: machine::Accepted) {
+        let head = timeout(HELLO_WAIT, accepted.peek_head()).await;
+        let hello = match head {
+            Ok(Ok(head)) => Hello::parse(&head).ok(),
+            Ok(Err(_)) | Err(_) => None,
+        };
+        let Some(hello) = hello else {
+            tracing::debug!(peer = %accepted.peer, "a connection without a hello");
+            return;
+        };
+        // One that asks for an LCC that is not here is told so by any.
+        let mail = self.mails.get(usize::from(hello.index)).or(self.mails.first());
+        if let (Some(mail), Ok(socket)) = (mail, accepted.into_descriptor()) {
+            let _ = mail.send(Mail::Socket(socket));
         }
     }
 
@@ -291,7 +398,7 @@ impl Lc {
         loop {
             sleep(if busy { WORK_AGAIN } else { WORK_EVERY }).await;
             busy = false;
-            if !self.lccs[0].lease_valid() || self.lccs[0].is_ending() {
+            if self.lease.borrow().until <= self.env.now() || self.is_ending.get() {
                 continue;
             }
             let request = CoordinatorRequest::Work { lc: self.lc };
@@ -306,101 +413,61 @@ impl Lc {
 
     /// Returns whether some group was made whole.
     async fn repair_facts(&self, facts: Vec<Fact>) -> bool {
-        let live = self.lccs[0].live_disks();
         let mut groups = BTreeMap::new();
         for fact in facts {
             if let FactKind::Suspect { layout, slot, .. } = fact.kind
                 && layout.check().is_ok()
                 && usize::from(slot.0) <= layout.scheme.portions()
                 && slot.0 >= 1
-                && live.contains(&layout.disk(slot))
+                && self.lease.borrow().live.contains(&layout.disk(slot))
             {
                 groups.insert(layout.group(), layout);
             }
         }
-        let layouts: Vec<_> = groups.into_values().collect();
-        // A few at once: the rest of the work must not starve.
-        let repairs = layouts.iter().map(|layout| async move {
-            let lcc = self.lcc_of(layout.group().0);
-            lcc.count_repair(true);
-            let mut whole = false;
-            if let Ok(group) = lcc.group_to_repair(layout).await {
-                whole = timeout(REPAIR_WAIT, group.repair()).await == Ok(Repaired::Whole);
-            }
-            lcc.count_repair(false);
-            whole
-        });
-        let repairs = futures_util::stream::iter(repairs).buffer_unordered(REPAIRS_AT_ONCE);
-        repairs.fold(false, |some, whole| async move { some | whole }).await
+        if groups.is_empty() {
+            return false;
+        }
+        let shares = self.shares(groups.into_values());
+        let share = |index: usize| shares.get(index).cloned().unwrap_or_default();
+        let repaired = self.ask_all(|index, reply| Mail::Repair { layouts: share(index), reply });
+        repaired.await.into_iter().flatten().any(|whole| whole)
     }
 
-    fn lcc_of(&self, device: u64) -> &Rc<Lcc> {
-        &self.lccs[(device % self.lccs.len() as u64) as usize]
+    /// Which LCC works on which group: always the same one.
+    fn shares(&self, layouts: impl Iterator<Item = GroupLayout>) -> Vec<Vec<GroupLayout>> {
+        let mut shares = vec![Vec::new(); self.mails.len()];
+        for layout in layouts {
+            let index = (layout.group().0 % self.mails.len() as u64) as usize;
+            shares[index].push(layout);
+        }
+        shares
     }
 
     /// Settles every group that a dead LCC left unfinished; closes its pending fact only when every
     /// disk was asked. Source: O-8.
     async fn sweep(&self, dead: Incarnation) {
-        let lcc = &self.lccs[0];
-        let map = lcc.map();
-        let mut complete = true;
-        let mut layouts = BTreeMap::new();
-        let disks = map.disks.values().filter(|disk| disk.state != DiskState::Failed);
-        for disk in disks {
-            let groups = match lcc.disks.connect(disk.id).await {
-                Some(up) => {
-                    let request = IoRequest::ListUnfinished { writers: vec![dead] };
-                    match up.client.call(&request, Payload::empty(), CALL_WAIT).await {
-                        Ok((Ok(IoReply::Unfinished { groups }), _)) => Some(groups),
-                        _ => None,
-                    }
-                }
-                None => None,
-            };
-            complete &= groups.is_some();
-            for layout in groups.into_iter().flatten() {
-                layouts.insert(layout.group(), layout);
-            }
-        }
-        let settlings = layouts.values().map(|layout| self.settle(layout));
-        let settlings = futures_util::stream::iter(settlings).buffer_unordered(REPAIRS_AT_ONCE);
-        let settled = settlings.fold(true, |all, one| async move { all & one }).await;
-        lcc.send_marks().await;
+        let (reply, listed) = oneshot::channel();
+        let Some(first) = self.mails.first() else { return };
+        let _ = first.send(Mail::ListUnfinished { dead, reply });
+        let Ok((complete, layouts)) = listed.await else { return };
+        let count = layouts.len();
+        let shares = self.shares(layouts.into_iter());
+        let share = |index: usize| shares.get(index).cloned().unwrap_or_default();
+        let settled = self.ask_all(|index, reply| Mail::Settle { layouts: share(index), reply });
+        let settled = settled.await.into_iter().all(|settled| settled == Some(true));
         if complete && settled {
-            let request = CoordinatorRequest::CloseSweep { lcc: lcc.incarnation(), dead };
+            let request = CoordinatorRequest::CloseSweep { lcc: self.first, dead };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
-            tracing::info!(%dead, groups = layouts.len(), ?answer, "swept a dead LCC");
-        }
-    }
-
-    /// Opens a group, which settles it, and brings that to the media; `false`: later again.
-    async fn settle(&self, layout: &GroupLayout) -> bool {
-        match self.lcc_of(layout.group().0).group(layout).await {
-            Ok(group) => group.sync().await.is_ok(),
-            // A live owner has opened it already, or it was removed.
-            Err(OwnError::NotOwner(Some(_)) | OwnError::Unknown) => true,
-            Err(error) => {
-                tracing::debug!(group = %layout.group(), ?error, "not settled yet");
-                false
-            }
+            tracing::info!(%dead, groups = count, ?answer, "swept a dead LCC");
         }
     }
 
     /// Ends cleanly: nothing new is begun, everything is stable, marks are told, nothing is pending.
     async fn end(&self) -> LcEnd {
-        self.lccs.iter().for_each(|lcc| lcc.set_ending());
-        let finished = timeout(END_WAIT, async {
-            let mut all = true;
-            for lcc in &self.lccs {
-                for group in lcc.open_groups() {
-                    all &= finish(&group).await;
-                }
-                // Marks that moved by the syncs.
-                lcc.send_marks().await;
-            }
-            all
-        });
-        if !finished.await.unwrap_or(false) {
+        self.is_ending.set(true);
+        let finished = timeout(END_WAIT, self.ask_all(|_, reply| Mail::End { reply })).await;
+        let all = finished.is_ok_and(|all| all.into_iter().all(|one| one == Some(true)));
+        if !all {
             return LcEnd::Unfinished;
         }
         let request = CoordinatorRequest::UnregisterLc { lc: self.lc };
@@ -411,23 +478,11 @@ impl Lc {
     }
 }
 
-async fn finish(group: &Rc<Group>) -> bool {
-    !group.is_alive() || group.drain().await.is_ok()
-}
-
-/// Works a group's facts off now, for who asks for it.
-pub(crate) async fn repair_now(group: &Rc<Group>) -> bool {
-    group.repair().await == Repaired::Whole
-}
-
 /// How often the lease is renewed.
 const RENEW_EVERY: Duration = Duration::from_millis(1000);
 
 /// Longest wait for a global controller before the next attempt.
 const RENEW_WAIT: Duration = Duration::from_millis(2500);
-
-/// How often marks are told; every fifth time the disks are synced.
-const TEND_EVERY: Duration = Duration::from_millis(200);
 
 /// How often facts are looked for.
 const WORK_EVERY: Duration = Duration::from_millis(1000);
@@ -435,11 +490,8 @@ const WORK_EVERY: Duration = Duration::from_millis(1000);
 /// How soon again after some work was done.
 const WORK_AGAIN: Duration = Duration::from_millis(20);
 
-/// Groups that one LC repairs at a time.
-const REPAIRS_AT_ONCE: usize = 32;
-
-/// Longest wait for the repair of one group before others get their turn; it goes on meanwhile.
-const REPAIR_WAIT: Duration = Duration::from_secs(600);
+/// Longest wait for a client's first words.
+const HELLO_WAIT: Duration = Duration::from_secs(5);
 
 /// Longest clean end.
 const END_WAIT: Duration = Duration::from_secs(20);

@@ -3,6 +3,7 @@
 //! | part                | question it answers                                                  |
 //! |---------------------|----------------------------------------------------------------------|
 //! | `lc.rs`             | how an LC starts, keeps its lease, works off facts, and ends         |
+//! | `worker.rs`         | one LCC's thread, and what the LC says to it                         |
 //! | `lcc.rs`            | which groups an LCC owns, and where new ones go                      |
 //! | `group/`            | RAID controller: cluster writes, reads, opens, repair of one group   |
 //! | `disks.rs`          | connections to I/O servers, syncs and marks for all groups           |
@@ -18,6 +19,7 @@ mod lcc;
 mod placement;
 pub mod policy;
 mod ranges;
+mod worker;
 
 pub use group::{DeviceWrite, Group, GroupWrite, ReadError, WriteError};
 pub use lcc::{Lcc, OwnError, PlaceError};

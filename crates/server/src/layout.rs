@@ -37,6 +37,9 @@ pub struct ServerFile {
     pub main: SocketAddr,
     /// Whether it is a member of the consensus group.
     pub is_member: bool,
+    /// LCCs of its LC; each but a single one has a thread of its own.
+    #[serde(default = "one")]
+    pub lccs: u8,
     #[serde(default)]
     pub member: Vec<Member>,
     #[serde(default)]
@@ -142,6 +145,7 @@ pub fn new_cluster(
             coordinator: address(id, 1),
             main: address(id, 2),
             is_member: members.iter().any(|member| member.id == id),
+            lccs: lccs_of(servers),
             member: members.clone(),
             disk: disk.collect(),
         };
@@ -176,6 +180,21 @@ pub fn new_cluster(
     }
     Ok((files, map))
 }
+
+/// LCCs of each server where all of them share this machine: a thread for two cores, so that I/O
+/// servers and gateways have theirs.
+fn lccs_of(servers: u32) -> u8 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = cores / (2 * servers.max(1) as usize);
+    u8::try_from(share.clamp(1, LCCS_MAX)).unwrap_or(1)
+}
+
+fn one() -> u8 {
+    1
+}
+
+/// More bring nothing: by then the network or the disks are the limit.
+const LCCS_MAX: usize = 16;
 
 /// The default scheme of a new cluster of so many servers. One server has only its disks to lose.
 fn default_scheme(_: u32) -> RaidScheme {

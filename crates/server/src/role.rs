@@ -1,5 +1,6 @@
 //! A child process of a server: one role with its heartbeat.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use braid_coordinator::CoordinatorConfig;
 use braid_env::{Address, Env, machine};
 use braid_io_server::{IoConfig, Limits};
-use braid_local_controller::lc::{LcConfig, LcEnd};
+use braid_local_controller::lc::{LcConfig, LcEnd, Threads};
 use braid_terms::{ClusterMap, DiskId, ServerId};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -25,13 +26,18 @@ use crate::layout::ServerFile;
 pub fn run(role: &str, folder: &Path, disk: Option<u32>) -> Result<(), String> {
     let Handed { heartbeat, sockets } = inherited::take()?;
     let file = ServerFile::read(folder)?;
+    let sockets = Cell::new(sockets);
+    let threads = match role {
+        "lc" if 1 < file.lccs => Threads::Each(Rc::new(RefCell::new(sockets.take()))),
+        _ => Threads::One,
+    };
     machine::run(async move {
-        let env = machine::env(sockets);
+        let env = machine::env(sockets.take());
         spawn_local(beat(heartbeat));
         match role {
             "coordinator" => coordinator(env, folder, &file).await,
             "io" => io(env, folder, &file, disk.ok_or("an I/O server needs --disk")?).await,
-            "lc" => lc(env, folder, &file).await,
+            "lc" => lc(env, folder, &file, threads).await,
             other => Err(format!("there is no role {other}")),
         }
     })
@@ -127,7 +133,7 @@ async fn io(env: Env, folder: &Path, file: &ServerFile, disk: u32) -> Result<(),
     end.map_err(|fatal| fatal.to_string())
 }
 
-async fn lc(env: Env, folder: &Path, file: &ServerFile) -> Result<(), String> {
+async fn lc(env: Env, folder: &Path, file: &ServerFile, threads: Threads) -> Result<(), String> {
     let sockets = file
         .disk
         .iter()
@@ -140,7 +146,8 @@ async fn lc(env: Env, folder: &Path, file: &ServerFile) -> Result<(), String> {
         listen: vec![Address::Tcp(file.lc)],
         coordinators: file.coordinators(),
         io_sockets: sockets,
-        lccs: 1,
+        lccs: file.lccs,
+        threads,
         groups_kept: GROUPS_KEPT,
         shutdown: shutdown.clone(),
     };

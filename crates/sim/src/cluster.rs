@@ -13,7 +13,7 @@ use braid_coordinator::CoordinatorConfig;
 use braid_env::simulated::{SimProcess, Simulation};
 use braid_env::{Address, Env};
 use braid_io_server::{DiskIdentity, IoConfig, Limits, format_disk};
-use braid_local_controller::lc::LcConfig;
+use braid_local_controller::lc::{LcConfig, Threads};
 use braid_terms::{
     ClusterId, ClusterMap, DiskId, DiskInfo, DiskState, FactKind, FactNumber, RaidScheme, ServerId,
     ServerInfo, ServerState,
@@ -179,6 +179,7 @@ impl Cluster {
                             coordinators: coordinators.clone(),
                             io_sockets: BTreeMap::new(),
                             lccs: 1,
+                            threads: Threads::One,
                             groups_kept: 50,
                             shutdown: Rc::new(Notify::new()),
                         };

@@ -29,4 +29,5 @@ mod root;
 mod rules;
 mod state;
 
-pub use requests::{Files, serve};
+pub use requests::Files;
+pub(crate) use requests::serve_one_of;

@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use braid_env::{Address, Listener, Payload};
+use braid_env::{Address, Connection, Payload};
 use braid_terms::{DeviceId, GroupLayout, LccId, PortionIndex};
 use braid_wire::lcc::{
     DirectoryOp, FileData, FileOp, FileTime, GroupDescription, Lcc as LccService, LccRefusal,
@@ -32,7 +32,6 @@ use braid_wire::rpc::{
 use bytes::Bytes;
 use futures_util::stream::{StreamExt, iter};
 use tokio::sync::Mutex;
-use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::access::{OwnedGroup, own_refusal, place_refusal};
@@ -43,7 +42,7 @@ use super::removal::remove_group;
 use super::root::ensure_root;
 use super::rules::{Circumstances, operation_of};
 use crate::Lcc;
-use crate::lc::repair_now;
+use crate::worker::repair_now;
 
 /// The file controllers of one LCC.
 pub struct Files {
@@ -67,25 +66,20 @@ struct Held {
     used: Cell<Instant>,
 }
 
-/// Serves a listener of an LC: each connection goes to the LCC that its hello names.
-pub async fn serve(all: Vec<Rc<Files>>, mut listener: Listener) {
-    while let Some(mut connection) = listener.accept().await {
-        let all = all.clone();
-        spawn_local(async move {
-            let hello = match accept_hello(&mut connection).await {
-                Ok(hello) => hello,
-                Err(error) => {
-                    tracing::debug!(peer = %connection.peer, ?error, "a connection without a hello");
-                    return;
-                }
-            };
-            // One that asks for an LCC that is not here is told so by any.
-            let Some(files) = all.get(usize::from(hello.index)).or(all.first()).cloned() else {
-                return;
-            };
-            serve_connection_after::<LccService, Files>(connection, hello, files).await;
-        });
-    }
+/// Serves a connection by the LCC that its hello names.
+pub(crate) async fn serve_one_of(all: Vec<Rc<Files>>, mut connection: Connection) {
+    let hello = match accept_hello(&mut connection).await {
+        Ok(hello) => hello,
+        Err(error) => {
+            tracing::debug!(peer = %connection.peer, ?error, "a connection without a hello");
+            return;
+        }
+    };
+    // One that asks for an LCC that is not here is told so by any.
+    let Some(files) = all.get(usize::from(hello.index)).or(all.first()).cloned() else {
+        return;
+    };
+    serve_connection_after::<LccService, Files>(connection, hello, files).await;
 }
 
 impl Handler<LccService> for Files {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use braid_env::simulated::{SimProcess, Simulation};
 use braid_env::{Address, Env, Payload};
 use braid_io_server::{DiskIdentity, IoConfig, Limits, format_disk};
-use braid_local_controller::lc::{LcConfig, Started};
+use braid_local_controller::lc::{LcConfig, Started, Threads};
 use braid_terms::*;
 use braid_wire::coordinator::*;
 use braid_wire::rpc::{Handler, Hello, HelloReply, serve};
@@ -399,6 +399,7 @@ impl Cluster {
             coordinators: vec![socket(self.simulation.machine(100).address(COORDINATOR_PORT))],
             io_sockets: BTreeMap::new(),
             lccs: 1,
+            threads: Threads::One,
             groups_kept: 1000,
             shutdown: Rc::new(Notify::new()),
         }
