@@ -275,9 +275,14 @@ impl Reach {
             owner.map(|(lcc, address)| (address, lcc.index)).filter(|owner| *owner != asked);
         match owner {
             Some(owner) => {
+                // An owner that is gone is named until it is out of its lease: the next one that is
+                // asked may be granted the group by then.
+                if self.failed_lately(&owner) {
+                    self.owners.borrow_mut().remove(&group);
+                    return search.pause();
+                }
                 self.learn_owner(group, owner);
-                // An owner that is gone is named until it is out of its lease.
-                if self.failed_lately(&owner) { search.pause() } else { Duration::ZERO }
+                Duration::ZERO
             }
             None => {
                 self.owners.borrow_mut().remove(&group);
@@ -382,11 +387,11 @@ impl Search {
 }
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
-const CONNECT_MAX: Duration = Duration::from_millis(1500);
-const PING_AFTER: Duration = Duration::from_secs(1);
-/// An owner that is stopped is out of its lease after 3 s; nobody else can be it before.
-const BROKEN_AFTER: Duration = Duration::from_millis(3500);
-const FAILED_AGE_MAX: Duration = Duration::from_secs(2);
+const CONNECT_MAX: Duration = Duration::from_millis(1000);
+const PING_AFTER: Duration = Duration::from_millis(500);
+/// An owner that stands still is out of its lease soon after; others are asked from then on.
+const BROKEN_AFTER: Duration = Duration::from_millis(1700);
+const FAILED_AGE_MAX: Duration = Duration::from_secs(1);
 const MAP_AGE_MAX: Duration = Duration::from_secs(10);
 const ASK_AT_MAX: Duration = Duration::from_secs(10);
 const OWNERS_MAX: usize = 100_000;

@@ -12,7 +12,7 @@
 //! # Source
 //! O-5, S-3, S-4, S-7.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,13 +21,12 @@ use std::time::Duration;
 
 use braid_env::{Address, Env, Payload};
 use braid_terms::{
-    ClusterId, ClusterMap, DiskId, Incarnation, JournalPosition, LEASE_MS, ServerId,
+    ClusterId, ClusterMap, DiskId, Incarnation, JournalPosition, LEASE_MS, RENEW_MS, ServerId,
 };
-use braid_wire::coordinator::{
-    Coordinator, CoordinatorRefusal, CoordinatorReply, CoordinatorRequest,
-};
+use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
+use braid_wire::coordinator_client::{CoordinatorClient, CoordinatorError};
 use braid_wire::io::{Io, IoRefusal, IoReply, IoRequest};
-use braid_wire::rpc::{Client, Handler, Hello, HelloReply, Peer, Role, serve};
+use braid_wire::rpc::{Handler, Hello, HelloReply, Peer, serve};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
@@ -93,7 +92,8 @@ pub struct IoServer {
     store: Rc<RefCell<Store>>,
     syncer: Syncer,
     writers: Rc<RefCell<Writers>>,
-    coordinators: Rc<RefCell<Option<Coordinators>>>,
+    coordinators: Rc<RefCell<Option<CoordinatorClient>>>,
+    map_version: Rc<Cell<u64>>,
 }
 
 // LCC incarnations of the newest map known, and requests that wait for a newer one.
@@ -135,7 +135,9 @@ pub async fn run_until<T>(
     for address in &config.listen {
         listeners.push(env.listen(address.clone()).await?);
     }
-    let coordinators = Coordinators::new(&env, &config);
+    let peer = Peer::Server { server: config.server, incarnation: Incarnation(0), stream: 0 };
+    let addresses = config.coordinators.clone();
+    let coordinators = CoordinatorClient::new(env.clone(), config.cluster, peer, addresses);
     server.register(coordinators).await?;
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
@@ -177,7 +179,13 @@ impl IoServer {
         let kept = store.finish_first_segment()?;
         let store = Rc::new(RefCell::new(store));
         let syncer = Syncer::new(store.clone());
-        let server = Self { store, syncer, writers: Rc::default(), coordinators: Rc::default() };
+        let server = Self {
+            store,
+            syncer,
+            writers: Rc::default(),
+            coordinators: Rc::default(),
+            map_version: Rc::default(),
+        };
         server.medium(server.syncer.sync_all().await)?;
         server.medium(sync_journal_folder(&server.store).await)?;
         server.medium(remove_old_segments(&server.store).await)?;
@@ -196,7 +204,7 @@ impl IoServer {
         store.lease_until = braid_env::Moment(u64::MAX);
     }
 
-    async fn register(&self, mut coordinators: Coordinators) -> Result<(), IoFatal> {
+    async fn register(&self, coordinators: CoordinatorClient) -> Result<(), IoFatal> {
         let (disk, identity) = {
             let identity = self.store.borrow().identity;
             (identity.disk, identity.identity)
@@ -204,67 +212,59 @@ impl IoServer {
         loop {
             let sent = self.store.borrow().env.now();
             let request = CoordinatorRequest::RegisterIo { disk, identity };
-            match coordinators.call(request).await {
-                Some(Ok(CoordinatorReply::Registered { incarnation, map, .. })) => {
+            match coordinators.call(&request, CALL_DEADLINE).await {
+                Ok(CoordinatorReply::Registered { incarnation, map, .. }) => {
                     coordinators.learn(&map);
                     self.learn(&map);
                     let mut store = self.store.borrow_mut();
                     store.incarnation = incarnation;
                     store.lease_until = sent + Duration::from_millis(LEASE_MS);
                     drop(store);
-                    coordinators.map_version = map.version;
+                    self.map_version.set(map.version);
                     *self.coordinators.borrow_mut() = Some(coordinators);
                     return Ok(());
                 }
-                Some(Err(CoordinatorRefusal::Unknown { what })) => {
+                Err(CoordinatorError::Refused(CoordinatorRefusal::Unknown { what })) => {
                     return Err(IoFatal::NotAccepted(what));
                 }
-                Some(_) | None => sleep(Duration::from_millis(200)).await,
+                Ok(_) | Err(_) => sleep(Duration::from_millis(200)).await,
             }
         }
     }
 
-    /// Renews the lease each second, as long as the incarnation is valid.
+    /// Renews the lease as long as the incarnation is valid.
     async fn keep_lease(&self) -> IoFatal {
+        let coordinators = self.coordinators.borrow().clone().expect("registered before");
         loop {
-            sleep(Duration::from_secs(1)).await;
+            sleep(Duration::from_millis(RENEW_MS)).await;
             let sent = self.store.borrow().env.now();
             let request = {
                 let mut store = self.store.borrow_mut();
                 let _ = store.look_at_space();
                 CoordinatorRequest::RenewIo {
                     io: store.incarnation,
-                    map_version: self.coordinators().map_version,
+                    map_version: self.map_version.get(),
                     bytes_total: store.bytes_total,
                     bytes_free: store.bytes_free,
                 }
             };
-            let mut coordinators = self.coordinators();
-            let answer = coordinators.call(request).await;
-            match answer {
-                Some(Ok(CoordinatorReply::Renewed { map, .. })) => {
+            match coordinators.call(&request, CALL_DEADLINE).await {
+                Ok(CoordinatorReply::Renewed { map, .. }) => {
                     if let Some(map) = map {
                         coordinators.learn(&map);
-                        coordinators.map_version = map.version;
+                        self.map_version.set(map.version);
                         self.learn(&map);
                     }
                     let until = sent + Duration::from_millis(LEASE_MS);
                     let mut store = self.store.borrow_mut();
                     store.lease_until = store.lease_until.max(until);
                 }
-                Some(Err(CoordinatorRefusal::InvalidIncarnation)) => return IoFatal::Superseded,
-                Some(_) | None => {}
+                Err(CoordinatorError::Refused(CoordinatorRefusal::InvalidIncarnation)) => {
+                    return IoFatal::Superseded;
+                }
+                Ok(_) | Err(_) => {}
             }
-            self.put_back(coordinators);
         }
-    }
-
-    fn coordinators(&self) -> Coordinators {
-        self.coordinators.borrow().clone().expect("registered before")
-    }
-
-    fn put_back(&self, coordinators: Coordinators) {
-        *self.coordinators.borrow_mut() = Some(coordinators);
     }
 
     fn learn(&self, map: &ClusterMap) {
@@ -365,11 +365,12 @@ impl IoServer {
 
     // Asks for a map newer than the request, then lets all who wait go on in their order.
     async fn refresh(self) {
-        let mut coordinators = self.coordinators.borrow().clone();
+        let coordinators = self.coordinators.borrow().clone();
         let mut fresh = false;
-        if let Some(coordinators) = &mut coordinators {
+        if let Some(coordinators) = coordinators {
             let request = CoordinatorRequest::Map { linearizable: true };
-            if let Some(Ok(CoordinatorReply::Map(map))) = coordinators.call(request).await {
+            let answer = coordinators.call(&request, CALL_DEADLINE).await;
+            if let Ok(CoordinatorReply::Map(map)) = answer {
                 self.learn(&map);
                 fresh = true;
             }
@@ -545,91 +546,5 @@ impl Handler<Io> for IoHandler {
     }
 }
 
-/// The coordinators, and which of them answered last.
-#[derive(Clone)]
-struct Coordinators {
-    env: Env,
-    cluster: ClusterId,
-    server: ServerId,
-    addresses: Vec<SocketAddr>,
-    next: usize,
-    client: Option<Client<Coordinator>>,
-    map_version: u64,
-}
-
-impl Coordinators {
-    fn new(env: &Env, config: &IoConfig) -> Self {
-        Self {
-            env: env.clone(),
-            cluster: config.cluster,
-            server: config.server,
-            addresses: config.coordinators.clone(),
-            next: 0,
-            client: None,
-            map_version: 0,
-        }
-    }
-
-    fn learn(&mut self, map: &ClusterMap) {
-        for server in &map.coordinators {
-            let address = map.servers.get(server).map(|server| server.coordinator_address);
-            let new = address.filter(|address| !self.addresses.contains(address));
-            self.addresses.extend(new);
-        }
-    }
-
-    /// Asks the elected one; `None` where nobody answers in time.
-    async fn call(
-        &mut self,
-        request: CoordinatorRequest,
-    ) -> Option<Result<CoordinatorReply, CoordinatorRefusal>> {
-        for _ in 0..self.addresses.len().max(1) * 2 {
-            let client = self.connected().await?;
-            let call = client.call(&request, Payload::empty(), CALL_DEADLINE);
-            match call.await {
-                Ok((Err(CoordinatorRefusal::NotLeader { leader }), _)) => {
-                    self.client = None;
-                    match leader {
-                        Some((_, address)) => self.turn_to(address),
-                        None => self.next += 1,
-                    }
-                }
-                Ok((answer, _)) => return Some(answer),
-                Err(_) => {
-                    self.client = None;
-                    self.next += 1;
-                }
-            }
-        }
-        None
-    }
-
-    fn turn_to(&mut self, address: SocketAddr) {
-        let at = self.addresses.iter().position(|known| *known == address);
-        self.next = at.unwrap_or_else(|| {
-            self.addresses.push(address);
-            self.addresses.len() - 1
-        });
-    }
-
-    async fn connected(&mut self) -> Option<Client<Coordinator>> {
-        if let Some(client) = self.client.as_ref().filter(|client| !client.is_closed()) {
-            return Some(client.clone());
-        }
-        for _ in 0..self.addresses.len() {
-            let address = self.addresses[self.next % self.addresses.len()];
-            let peer = Peer::Server { server: self.server, incarnation: Incarnation(0), stream: 0 };
-            let hello = Hello::new(self.cluster, Role::Coordinator, 0, peer);
-            let connect = Client::connect(&self.env, Address::Tcp(address), hello);
-            if let Ok(Ok(client)) = timeout(CALL_DEADLINE, connect).await {
-                self.client = Some(client.clone());
-                return Some(client);
-            }
-            self.next += 1;
-        }
-        None
-    }
-}
-
 /// A renewal must be answered well within a lease.
-const CALL_DEADLINE: Duration = Duration::from_millis(800);
+const CALL_DEADLINE: Duration = Duration::from_millis(1500);

@@ -136,7 +136,7 @@ impl Disks {
     async fn try_connect(&self, address: Address) -> Option<DiskUp> {
         let hello = Hello::new(self.cluster, Role::Io, 0, self.peer.get());
         let options = ClientOptions {
-            ping_after: Duration::from_millis(500),
+            ping_after: PING_AFTER,
             broken_after: SILENCE_MAX,
             ..ClientOptions::default()
         };
@@ -248,8 +248,11 @@ impl DiskLink {
 /// Longest wait for a connection and its first answer.
 const CONNECT_WAIT: Duration = Duration::from_millis(400);
 
+/// An I/O server that owes an answer is asked for a sign of life after so long.
+const PING_AFTER: Duration = Duration::from_millis(500);
+
 /// Silence of an I/O server, while it is asked something, after which it counts as gone.
-const SILENCE_MAX: Duration = Duration::from_millis(2500);
+const SILENCE_MAX: Duration = Duration::from_millis(1500);
 
 /// Longest wait for an answer from memory.
 pub const CALL_WAIT: Duration = Duration::from_secs(5);

@@ -2,7 +2,7 @@
 //! # Theory
 //! ```text
 //! RegisterLc -> incarnations -> lease -> serve
-//!    every second      renew the lease, take a newer map, tell holdings to a new global controller
+//!    every 0.6 s       renew the lease, take a newer map, tell holdings to a new global controller
 //!    every second      facts to work off; dead LCCs to sweep
 //!    end               everything stable, marks told, groups released, UnregisterLc
 //! ```
@@ -24,7 +24,7 @@ use std::time::Duration;
 use braid_env::{Address, Env, Moment, machine};
 use braid_terms::{
     ClusterId, ClusterMap, DiskId, Fact, FactKind, GroupLayout, Incarnation, LEASE_MS, LccId,
-    ServerId,
+    RENEW_MS, ServerId,
 };
 use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::{CoordinatorClient, CoordinatorError};
@@ -479,7 +479,7 @@ impl Lc {
 }
 
 /// How often the lease is renewed.
-const RENEW_EVERY: Duration = Duration::from_millis(1000);
+const RENEW_EVERY: Duration = Duration::from_millis(RENEW_MS);
 
 /// Longest wait for a global controller before the next attempt.
 const RENEW_WAIT: Duration = Duration::from_millis(2500);

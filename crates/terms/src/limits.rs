@@ -25,6 +25,9 @@ pub const PAYLOAD_MAX: usize = 16 << 20;
 /// Largest single read or write that a client asks of an owner, in bytes.
 pub const REQUEST_BYTES_MAX: usize = 4 << 20;
 /// Milliseconds that a lease lasts from when it was asked for. Source: O-4.
-pub const LEASE_MS: u64 = 3_000;
+pub const LEASE_MS: u64 = 2_000;
+
+/// How often a lease is renewed, in milliseconds: three times before it is over.
+pub const RENEW_MS: u64 = 600;
 /// Device numbers that one lease of a range covers. Source: O-2.
 pub const NUMBER_RANGE_SIZE: u64 = 1 << 20;

@@ -59,13 +59,27 @@ struct State {
     /// Whom to ask first.
     preferred: usize,
     clients: BTreeMap<SocketAddr, Client<Coordinator>>,
+    /// Those that did not answer, and until when they are not asked while there are others.
+    silent: BTreeMap<SocketAddr, Instant>,
+}
+
+impl State {
+    fn is_silent(&self, address: &SocketAddr) -> bool {
+        self.silent.get(address).is_some_and(|until| Instant::now() < *until)
+    }
+
+    fn fell_silent(&mut self, address: SocketAddr) {
+        self.clients.remove(&address);
+        self.silent.insert(address, Instant::now() + SILENT);
+    }
 }
 
 impl CoordinatorClient {
     /// For the coordinators at `addresses`, of which there is at least one.
     #[must_use]
     pub fn new(env: Env, cluster: ClusterId, peer: Peer, addresses: Vec<SocketAddr>) -> Self {
-        let state = State { addresses, preferred: 0, clients: BTreeMap::new() };
+        let state =
+            State { addresses, preferred: 0, clients: BTreeMap::new(), silent: BTreeMap::new() };
         Self(Rc::new(Inner { env, cluster, peer, state: RefCell::new(state) }))
     }
 
@@ -135,13 +149,24 @@ impl CoordinatorClient {
     /// Whom to ask next, and how long to wait before.
     fn follow(&self, asked: SocketAddr, leader: Option<SocketAddr>) -> Duration {
         let mut state = self.0.state.borrow_mut();
-        let count = state.addresses.len();
+        // Others name a leader that stands still until they have elected another one.
+        let leader = leader.filter(|leader| !state.is_silent(leader));
+        if let Some(new) = leader.filter(|leader| !state.addresses.contains(leader)) {
+            // Of a map that is newer than ours.
+            state.addresses.push(new);
+        }
         let known = leader.and_then(|leader| state.addresses.iter().position(|a| *a == leader));
         if let Some(place) = known.filter(|place| state.addresses[*place] != asked) {
             state.preferred = place;
             return Duration::from_millis(1);
         }
-        state.preferred = (state.preferred + 1) % count;
+        let count = state.addresses.len();
+        for _ in 0..count {
+            state.preferred = (state.preferred + 1) % count;
+            if !state.is_silent(&state.addresses[state.preferred]) {
+                break;
+            }
+        }
         // After a round of all of them an election may be under way.
         let jitter = self.0.env.random_below(20);
         Duration::from_millis(if state.preferred == 0 { 50 } else { 5 } + jitter)
@@ -154,13 +179,20 @@ impl CoordinatorClient {
         request: &CoordinatorRequest,
         deadline: Duration,
     ) -> Option<Result<CoordinatorReply, CoordinatorRefusal>> {
-        let client = timeout(deadline, self.client(address)).await.ok()??;
+        let connected = timeout(deadline.min(CONNECT_MAX), self.client(address)).await;
+        let Ok(Some(client)) = connected else {
+            self.0.state.borrow_mut().fell_silent(address);
+            return None;
+        };
         match client.call(request, Payload::empty(), deadline).await {
-            Ok((reply, _)) => Some(reply),
+            Ok((reply, _)) => {
+                self.0.state.borrow_mut().silent.remove(&address);
+                Some(reply)
+            }
             Err(error) => {
                 tracing::debug!(%address, %error, "a coordinator does not answer");
                 // A peer that stands still would hold up the next call as well.
-                self.0.state.borrow_mut().clients.remove(&address);
+                self.0.state.borrow_mut().fell_silent(address);
                 None
             }
         }
@@ -172,7 +204,11 @@ impl CoordinatorClient {
             return Some(client);
         }
         let hello = Hello::new(self.0.cluster, Role::Coordinator, 0, self.0.peer);
-        let options = ClientOptions::default();
+        let options = ClientOptions {
+            ping_after: PING_AFTER,
+            broken_after: BROKEN_AFTER,
+            ..ClientOptions::default()
+        };
         let to = Address::Tcp(address);
         let client = Client::connect_with(&self.0.env, to, hello, options).await.ok()?;
         self.0.state.borrow_mut().clients.insert(address, client.clone());
@@ -182,3 +218,15 @@ impl CoordinatorClient {
 
 /// Longest wait for one coordinator before another is asked.
 const ATTEMPT_MAX: Duration = Duration::from_millis(1500);
+
+/// Longest wait for a connection to one.
+const CONNECT_MAX: Duration = Duration::from_millis(600);
+
+/// One that owes an answer is asked for a sign of life after so long.
+const PING_AFTER: Duration = Duration::from_millis(300);
+
+/// Without one it counts as silent.
+const BROKEN_AFTER: Duration = Duration::from_millis(900);
+
+/// How long one that was silent is not asked, while others are.
+const SILENT: Duration = Duration::from_millis(1000);

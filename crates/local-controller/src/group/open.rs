@@ -12,12 +12,15 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 use braid_raid::{Code, Geometry};
 use braid_terms::{DeviceId, Fact, FactKind, GrantNumber, GroupLayout, PortionIndex, WriteNumber};
 use braid_wire::io::{FileState, Missed, RecordKind, Report};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::images::{Images, slot_bit};
 use super::resolve::{Counts, Resolution, resolve};
@@ -196,57 +199,46 @@ impl Group {
         let window = Instant::now() + REOPEN_WINDOW;
         let mut reports: BTreeMap<PortionIndex, (Report, DiskUp)> = BTreeMap::new();
         let mut unusable = BTreeSet::new();
+        let wanted: Vec<PortionIndex> = {
+            let state = self.state.borrow();
+            let in_sync = state.slots.iter().filter(|slot| slot.condition.in_sync());
+            in_sync.map(|slot| slot.index).collect()
+        };
+        let opens = wanted.iter().map(|slot| self.open_until_answered(*slot));
+        let mut opens: FuturesUnordered<_> = opens.collect();
         loop {
-            let slots = {
-                let state = self.state.borrow();
-                let wanted = state.slots.iter().filter(|slot| {
-                    slot.condition.in_sync()
-                        && !reports.contains_key(&slot.index)
-                        && !unusable.contains(&slot.index)
-                });
-                wanted.map(|slot| slot.index).collect::<Vec<_>>()
+            // One that stands still must not hold up the others: its call may take seconds.
+            let answered = async {
+                match opens.next().await {
+                    Some(answered) => answered,
+                    None => std::future::pending().await,
+                }
             };
-            if slots.is_empty() && unusable.is_empty() {
-                break;
-            }
-            let opens = slots.iter().map(|slot| async { (*slot, self.open_slot(*slot).await) });
-            for (slot, opened) in futures_util::future::join_all(opens).await {
+            if let Ok((slot, opened)) = timeout(LOOK_AGAIN, answered).await {
                 match opened {
                     Opened::Report(report, up) => {
                         reports.insert(slot, (*report, up));
                     }
                     Opened::Fenced => return Err(OpenError::LostOwnership),
-                    Opened::Unreadable(_) | Opened::Unusable => {
+                    Opened::Unreadable(_) | Opened::Unusable | Opened::Silent => {
                         unusable.insert(slot);
                     }
-                    Opened::Silent => {}
                 }
             }
-            let in_sync = self.state.borrow().in_sync();
-            if reports.len() == in_sync {
+            self.alive()?;
+            if reports.len() == wanted.len() {
                 break;
             }
             let now = Instant::now();
             // A disk without a lease is not being restarted just now: it is not waited for.
             let live = self.lcc().map(|lcc| lcc.live_disks()).unwrap_or_default();
-            let may_return = {
-                let state = self.state.borrow();
-                let mut silent = state
-                    .slots
-                    .iter()
-                    .filter(|slot| slot.condition.in_sync() && !reports.contains_key(&slot.index));
-                silent.any(|slot| live.contains(&slot.disk) && !unusable.contains(&slot.index))
-            };
+            let silent: Vec<PortionIndex> =
+                wanted.iter().copied().filter(|slot| !reports.contains_key(slot)).collect();
+            let mut usable = silent.iter().filter(|slot| !unusable.contains(slot));
+            let may_return = usable.any(|slot| live.contains(&self.layout.disk(*slot)));
             if (window <= now || !may_return) && self.geometry.data() <= reports.len() {
                 self.state.borrow_mut().stable =
                     reports.values().map(|(report, _)| report.stable).max().unwrap_or_default();
-                let silent: Vec<_> = {
-                    let state = self.state.borrow();
-                    let silent = state.slots.iter().filter(|slot| {
-                        slot.condition.in_sync() && !reports.contains_key(&slot.index)
-                    });
-                    silent.map(|slot| slot.index).collect()
-                };
                 let removals = silent.into_iter().map(|slot| self.remove_slot(slot, false));
                 futures_util::future::join_all(removals).await;
                 self.alive()?;
@@ -259,9 +251,18 @@ impl Group {
                     self.layout.group()
                 )));
             }
-            sleep(std::time::Duration::from_millis(30)).await;
         }
         Ok(reports)
+    }
+
+    /// Opens a slot as often as it takes.
+    async fn open_until_answered(&self, slot: PortionIndex) -> (PortionIndex, Opened) {
+        loop {
+            match self.open_slot(slot).await {
+                Opened::Silent => sleep(LOOK_AGAIN).await,
+                opened => return (slot, opened),
+            }
+        }
     }
 
     /// In-sync slots that lack something: a record that counts, what their journal lost, or a
@@ -353,3 +354,6 @@ fn newest_layout(hint: GroupLayout, facts: &[Fact]) -> GroupLayout {
         _ => hint,
     }
 }
+
+/// How soon a slot that did not answer is asked again, and what is known is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(30);
