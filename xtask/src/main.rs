@@ -1,4 +1,4 @@
-//! Our tools: `cargo xtask ci|fix|rules|sim|bench`.
+//! Our tools: `cargo xtask ci|fix|rules|wire|sim|bench`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 
 mod bench;
 mod rules;
+mod wire;
 
 const HELP: &str = "\
 cargo xtask COMMAND
@@ -13,6 +14,7 @@ cargo xtask COMMAND
   ci               what must be green before a change goes in; writes nothing
   fix              formats, and applies what clippy can repair
   rules            which numbered rules have code and tests; fails on a rule with neither
+  wire             writes the message tables of docs/wire.md anew from the types
   sim [ARGS]       the simulator: --seeds N, --seed S, ... (see `cargo xtask sim --help`)
   bench [--tiny]   figures of this machine and of a cluster on it, in one run";
 
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
         Some("ci") => ci(),
         Some("fix") => fix(),
         Some("rules") => rules::check(&root()),
+        Some("wire") => wire::run(&root(), false),
         Some("sim") => {
             let fixed = ["run", "--release", "--quiet", "--package", "braid-sim", "--"];
             cargo(&[&fixed[..], &rest].concat())
@@ -46,6 +49,7 @@ fn ci() -> Result<(), String> {
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"])?;
     rules::check(&root())?;
+    wire::run(&root(), true)?;
     if installed("cargo-deny") {
         cargo(&["deny", "--all-features", "check", "--hide-inclusion-graph"])?;
     } else {

@@ -342,7 +342,7 @@ fn log_fatal(error: OpenError) -> CoordinatorFatal {
     }
 }
 
-/// A follower waits 0.8 to 1.2 s for its leader, through three heartbeats. openraft wakes up
+/// A follower waits 0.6 to 0.9 s for its leader, through two heartbeats. openraft wakes up
 /// five times for each heartbeat interval, which is most of what an idle member costs.
 fn settings(cluster: ClusterId) -> Arc<openraft::Config> {
     let settings = openraft::Config {
@@ -350,8 +350,8 @@ fn settings(cluster: ClusterId) -> Arc<openraft::Config> {
         heartbeat_interval: 300,
         // A quorum round for leases is as good as a heartbeat.
         heartbeat_min_interval: Some(150),
-        election_timeout_min: 800,
-        election_timeout_max: 1200,
+        election_timeout_min: 600,
+        election_timeout_max: 900,
         enable_pre_vote: Some(true),
         // See the invariant in `raft.rs`.
         enable_leader_restore: Some(false),
