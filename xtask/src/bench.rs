@@ -243,7 +243,7 @@ impl Series {
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
@@ -261,7 +261,7 @@ fn wait(span: Duration) {
 }
 
 /// CPU seconds of a process: fields `from` and `from + 1` (counted from 0) of its `stat`.
-fn process_cpu(pid: u32, from: usize) -> f64 {
+pub(crate) fn process_cpu(pid: u32, from: usize) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The command's name stands in parentheses and may hold blanks: fields count from behind it.
     let fields: Vec<&str> =
@@ -271,7 +271,7 @@ fn process_cpu(pid: u32, from: usize) -> f64 {
     (field(from) + field(from + 1)) / 100.0
 }
 
-fn children_cpu() -> f64 {
+pub(crate) fn children_cpu() -> f64 {
     process_cpu(std::process::id(), 15)
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 mod bench;
+mod bench_fuse;
 mod rules;
 mod wire;
 
@@ -16,7 +17,9 @@ cargo xtask COMMAND
   rules            which numbered rules have code and tests; fails on a rule with neither
   wire             writes the message tables of docs/wire.md anew from the types
   sim [ARGS]       the simulator: --seeds N, --seed S, ... (see `cargo xtask sim --help`)
-  bench [--tiny]   figures of this machine and of a cluster on it, in one run";
+  bench [--tiny]   figures of this machine and of a cluster on it, in one run
+  bench --fuse [--tiny] [--only WORD]
+                   the same of the mount, beside a do-nothing FUSE file system and the local one";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
             let fixed = ["run", "--release", "--quiet", "--package", "braid-sim", "--"];
             cargo(&[&fixed[..], &rest].concat())
         }
+        Some("bench") if rest.first() == Some(&"--fuse") => bench_fuse::run(&root(), &rest[1..]),
         Some("bench") => bench::run(&root(), &rest),
         _ => {
             eprintln!("{HELP}");
