@@ -245,7 +245,7 @@ impl IoServer {
                     io: store.incarnation,
                     map_version: self.map_version.get(),
                     bytes_total: store.bytes_total,
-                    bytes_free: store.bytes_free,
+                    bytes_free: store.bytes_usable(),
                 }
             };
             match coordinators.call(&request, CALL_DEADLINE).await {

@@ -140,7 +140,12 @@ impl Store {
             }
             Verdict::Bad(reason) => return Err(bad(reason)),
         }
-        if record.kind == RecordKind::Write && self.is_full(payload.len() as u64) {
+        let (home, layout) = match &create {
+            Some(create) if make => (create.home, &create.layout),
+            _ => (self.groups[&key].home, &self.groups[&key].layout),
+        };
+        let of_directory = layout.devices.contains(&home);
+        if record.kind == RecordKind::Write && self.is_full(payload.len() as u64, of_directory) {
             return Err(IoRefusal::Full);
         }
         let (names, shape, known) = match &create {

@@ -149,12 +149,22 @@ impl Store {
         Ok(appended)
     }
 
-    /// Whether a prepare of so many bytes is to be refused. Source: S-4.
-    pub fn is_full(&self, bytes: u64) -> bool {
-        let reserve = self.limits.reserve_bytes.max(self.bytes_total / 100);
-        let reserve = reserve.min(self.bytes_total / 10);
+    /// Whether a prepare of so many bytes is to be refused. Directories may use a half of the
+    /// reserve: a name must go before its file's space comes back. Source: S-4.
+    pub fn is_full(&self, bytes: u64, of_directory: bool) -> bool {
+        let reserve = if of_directory { self.reserve() / 2 } else { self.reserve() };
         // A journalled byte is written a second time when it is applied.
         self.bytes_free < reserve + 2 * bytes + (64 << 10)
+    }
+
+    fn reserve(&self) -> u64 {
+        let reserve = self.limits.reserve_bytes.max(self.bytes_total / 100);
+        reserve.min(self.bytes_total / 10)
+    }
+
+    /// Bytes that files may still take.
+    pub fn bytes_usable(&self) -> u64 {
+        self.bytes_free.saturating_sub(self.reserve() + (128 << 10))
     }
 
     /// Asks the file system for its space.
@@ -359,7 +369,7 @@ impl Store {
         IoStatus {
             incarnation: self.incarnation,
             bytes_total: self.bytes_total,
-            bytes_free: self.bytes_free,
+            bytes_free: self.bytes_usable(),
             journal_bytes: self.journal.bytes(),
             groups: self.groups.len() as u64,
             ..self.status

@@ -233,6 +233,13 @@ impl Lcc {
         self.live_disks.borrow().keys().copied().collect()
     }
 
+    /// Whether the disks of a group have room for more than removals, as last told.
+    pub(crate) fn has_room(&self, layout: &GroupLayout) -> bool {
+        let live = self.live_disks.borrow();
+        let mut full = layout.disks.iter().filter(|disk| live.get(disk) == Some(&0));
+        full.next().is_none()
+    }
+
     /// Everything ends: a newer start of this LCC counts.
     pub(crate) fn invalidate(&self) {
         if !self.invalid.replace(true) {

@@ -59,7 +59,7 @@ fn other_clusters_are_refused() {
     assert!(cluster.fails(1, &["--cluster", "none.toml", "ls", "/"]).contains("none.toml"));
     // Started a second time, and the ports of it.
     let ports = cluster.ports.to_string();
-    assert!(cluster.fails(1, &["up", "--detach"]).contains("runs already"));
+    assert!(cluster.fails(1, &["up", "--detach"]).contains("run already"));
     let error = cluster.fails(1, &["up", "--detach", "--dir", "second", "--port-base", &ports]);
     assert!(error.contains("--port-base"), "{error}");
     // A disk of another cluster: that I/O server does not serve, the rest of the cluster does.

@@ -66,6 +66,22 @@ struct Held {
     used: Cell<Instant>,
 }
 
+/// Whether an operation adds what only its own reversal takes away. Removals, renames and changes of
+/// attributes go on while disks are full. Source: S-4.
+fn grows(op: &DirectoryOp) -> bool {
+    match op {
+        DirectoryOp::Begin { .. }
+        | DirectoryOp::Create { .. }
+        | DirectoryOp::BeginUploads { .. }
+        | DirectoryOp::Enter { .. } => true,
+        DirectoryOp::SetAttributes { changes, .. } => {
+            changes.data.as_ref().is_some_and(|(_, size)| 0 < *size)
+                || !changes.set_xattrs.is_empty()
+        }
+        _ => false,
+    }
+}
+
 /// Serves a connection by the LCC that its hello names.
 pub(crate) async fn serve_one_of(all: Vec<Rc<Files>>, mut connection: Connection) {
     let hello = match accept_hello(&mut connection).await {
@@ -197,6 +213,9 @@ impl Files {
             DirectoryOp::Sync => directory.sync().await,
             DirectoryOp::Remove => self.remove_directory(layout, &directory).await,
             op if operation_of(&op).is_some() => {
+                if grows(&op) && !self.lcc.has_room(layout) {
+                    return Err(LccRefusal::NoSpace);
+                }
                 let around = Circumstances { now: self.now(), new_id: self.id_for(&op).await? };
                 directory.change(op, around).await
             }

@@ -71,16 +71,23 @@ pub fn down(dir: &Path) -> Outcome {
     })?
 }
 
-/// Makes what is missing and starts all servers; does not wait for them.
+/// Makes what is missing and starts the servers that do not run; does not wait for them.
+///
+/// Errors: all of them run already.
 pub async fn start(env: &Env, up: &Up) -> Result<(), Failure> {
     if !up.dir.join("client.toml").is_file() {
         make(env, up).await?;
     }
     let file = super::read_cluster_file(&up.dir.join("client.toml"))?;
-    for server in &file.servers {
-        start_server(&up.dir, server.id)?;
+    let is_down = |server: &&ServerEntry| !is_running(&server_folder(&up.dir, server.id.0));
+    let mut down = file.servers.iter().filter(is_down).peekable();
+    if down.peek().is_none() {
+        let name = up.dir.display();
+        return Err(Failure::Failed(format!(
+            "all servers of {name} run already; `braid down --dir {name}` stops them"
+        )));
     }
-    Ok(())
+    down.try_for_each(|server| start_server(&up.dir, server.id))
 }
 
 /// Starts one server of the folder as a process of its own.
