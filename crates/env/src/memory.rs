@@ -181,7 +181,7 @@ const SIZE_MIN: usize = 64 << 10;
 const PARKED_BYTES_MAX: usize = 64 << 20;
 
 /// How often what is parked grows old.
-const TEND_EVERY: Duration = Duration::from_secs(1);
+const TEND_EVERY: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {

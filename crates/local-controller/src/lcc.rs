@@ -121,6 +121,8 @@ pub struct Lcc {
     facts_bell: Notify,
     unstable: RefCell<BTreeMap<DeviceId, Rc<Group>>>,
     marks: RefCell<BTreeMap<DeviceId, Rc<Group>>>,
+    /// Told when one of the two above gets something.
+    pub(crate) work_bell: Notify,
     counters: Cell<Counters>,
     uses: Cell<u64>,
     repairs: Cell<u64>,
@@ -162,6 +164,7 @@ impl Lcc {
             facts_bell: Notify::new(),
             unstable: RefCell::default(),
             marks: RefCell::default(),
+            work_bell: Notify::new(),
             counters: Cell::default(),
             uses: Cell::default(),
             repairs: Cell::default(),
@@ -737,11 +740,18 @@ impl Lcc {
         self.counters.set(counters);
     }
 
+    /// Whether something is to be synced or told.
+    pub(crate) fn has_background_work(&self) -> bool {
+        !self.unstable.borrow().is_empty() || !self.marks.borrow().is_empty()
+    }
+
     pub(crate) fn unstable(&self, group: &Rc<Group>) {
+        self.work_bell.notify_one();
         self.unstable.borrow_mut().insert(group.layout.group(), group.clone());
     }
 
     pub(crate) fn marks_due(&self, group: &Rc<Group>) {
+        self.work_bell.notify_one();
         self.marks.borrow_mut().insert(group.layout.group(), group.clone());
     }
 

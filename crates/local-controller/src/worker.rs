@@ -29,7 +29,7 @@ use braid_wire::io::{IoReply, IoRequest};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::disks::{CALL_WAIT, Disks};
 use crate::files::{self, Files};
@@ -181,7 +181,13 @@ async fn warm_up(lcc: Rc<Lcc>) {
 /// Background work: syncs, marks, and what it need not keep.
 async fn tend(lcc: Rc<Lcc>, groups_kept: usize) {
     let mut turn: u64 = 0;
+    let mut evicted = Instant::now();
     loop {
+        // With nothing to bring to the media and nothing to tell, it sleeps until there is.
+        let worked = lcc.work_bell.notified();
+        if !lcc.has_background_work() {
+            let _ = timeout(TEND_IDLE, worked).await;
+        }
         sleep(TEND_EVERY).await;
         turn += 1;
         if turn.is_multiple_of(5) {
@@ -191,8 +197,9 @@ async fn tend(lcc: Rc<Lcc>, groups_kept: usize) {
         }
         let telling = lcc.clone();
         let _ = timeout(CALL_WAIT, async move { telling.send_marks().await }).await;
-        if turn.is_multiple_of(50) {
+        if evicted.elapsed() > EVICT_EVERY {
             lcc.evict(groups_kept).await;
+            evicted = Instant::now();
         }
     }
 }
@@ -279,6 +286,12 @@ pub(crate) async fn repair_now(group: &Rc<Group>) -> bool {
 
 /// How often marks are told; every fifth time the disks are synced.
 const TEND_EVERY: Duration = Duration::from_millis(200);
+
+/// How often it looks without being called.
+const TEND_IDLE: Duration = Duration::from_secs(5);
+
+/// How often groups that nobody uses are looked for.
+const EVICT_EVERY: Duration = Duration::from_secs(10);
 
 /// Groups that one LCC repairs or settles at a time.
 const AT_ONCE: usize = 32;
