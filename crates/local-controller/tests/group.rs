@@ -357,3 +357,43 @@ fn two_portions_that_fail_at_once_are_not_both_removed() {
         check(&group, &model).await;
     });
 }
+
+#[test] // Proves: W-6, F-2.
+fn a_group_that_is_only_read_costs_no_fact_while_a_portion_is_away() {
+    run(43, async |simulation: Simulation| {
+        let cluster = Cluster::start(&simulation, 6, "rs/4+2").await;
+        let old = cluster.start_lc(1).await;
+        let layout = layout(&old.lccs()[0], 65536).await;
+        let group = old.lccs()[0].create_group(&layout, layout.group()).unwrap();
+        let mut random = Random(47);
+        let mut model = Vec::new();
+        scribble(&group, &mut model, &mut random, 6).await;
+        group.sync().await.unwrap();
+        // The slots hear that all of it is stable.
+        sleep(Duration::from_secs(3)).await;
+        let out = layout.disks[1].0;
+        cluster.kill_io(out);
+        let new = cluster.start_lc(1).await;
+        let taken = new.lccs()[0].group(&layout).await.unwrap();
+        check(&taken, &model).await;
+        assert_eq!(cluster.coordinator.suspects(), 0);
+        // It returns, and is read again: without it the data could not be computed any more.
+        cluster.start_io(out);
+        sleep(Duration::from_secs(5)).await;
+        check(&taken, &model).await;
+        sleep(Duration::from_secs(1)).await;
+        cluster.kill_io(layout.disks[0].0);
+        cluster.kill_io(layout.disks[2].0);
+        check(&taken, &model).await;
+        cluster.start_io(layout.disks[0].0);
+        cluster.start_io(layout.disks[2].0);
+        sleep(Duration::from_secs(2)).await;
+        // A write is another matter: it is not answered before the log says who lacks it.
+        cluster.kill_io(out);
+        scribble(&taken, &mut model, &mut random, 3).await;
+        assert!(0 < cluster.coordinator.suspects());
+        cluster.start_io(out);
+        repaired(&cluster).await;
+        check(&taken, &model).await;
+    });
+}

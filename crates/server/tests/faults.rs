@@ -151,7 +151,9 @@ fn a_full_local_disk_ends_a_get_with_an_error() {
 #[test] // Proves: S-4.
 fn a_full_cluster_says_so_loses_nothing_and_goes_on_after_a_removal() {
     let cluster = Cluster::new();
-    let Some(_small) = SmallDisk::mount(cluster.path("braid-data"), "300M") else { return };
+    let Some(disk) = SmallDisk::mount(cluster.path("braid-data"), "300M") else { return };
+    // The servers must end before their disk goes.
+    let (cluster, _disk) = &(cluster, disk);
     cluster.up(3);
     let bytes: Vec<u8> = (0..20_u32 << 20).map(|at| (at >> 7) as u8).collect();
     fs::write(cluster.path("x"), &bytes).unwrap();

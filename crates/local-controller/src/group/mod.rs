@@ -99,6 +99,9 @@ pub(crate) struct Slot {
     pub prev: WriteNumber,
     /// Its I/O server knows nothing of the group: the next record makes it.
     pub unknown: bool,
+    /// Its report was taken since the group was opened. Without one it is not read, and opened before
+    /// the first write; it was silent, and nothing was in doubt.
+    pub seen: bool,
     /// Prepares that it refused without a promise in between.
     pub refusals: u8,
 }

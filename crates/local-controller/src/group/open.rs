@@ -2,9 +2,10 @@
 //! # Theory
 //! ```text
 //! facts of the grant -> Open at all slots without a fact -> reports
-//!   silent slots        -> facts, if k remain in sync
 //!   resolve()           -> what counts
-//!   anything in doubt   -> outcome record at all in-sync slots, stable, before the first answer
+//!   nothing in doubt    -> silent slots are asked again before the first write, and not read
+//!   anything in doubt   -> silent slots get facts, if k remain in sync; outcome record at all
+//!                          in-sync slots, stable, before the first answer
 //! ```
 //! # Source
 //! W-6, W-10, O-5, F-5.
@@ -45,6 +46,8 @@ pub enum OpenError {
     BadLayout(String),
 }
 
+type Reports = BTreeMap<PortionIndex, (Report, DiskUp)>;
+
 impl Group {
     /// A group that was never written: nothing is asked, its slots are made by their first records.
     pub(crate) fn fresh(
@@ -84,6 +87,7 @@ impl Group {
             link: Link::Down,
             prev: WriteNumber::NONE,
             unknown,
+            seen: unknown,
             refusals: 0,
         });
         let state = State {
@@ -131,7 +135,7 @@ impl Group {
         let layout = newest_layout(layout, facts);
         let group = Self::new(lcc, layout, grant, DeviceId(0), false)?;
         group.take_facts(facts);
-        let reports = group.open_all(end).await?;
+        let (reports, silent) = group.open_all(end).await?;
         let made = reports.values().any(|(report, _)| report.layout.is_some());
         // Every write has a part at any k slots in sync (lemma of O-5): there was none.
         if !(made || may_be_new && group.has_facts()) {
@@ -151,6 +155,12 @@ impl Group {
             return Err(OpenError::GrantUsed);
         }
         let lost = group.lost_slots(&only, &resolution);
+        if resolution.needs_outcome || !lost.is_empty() {
+            group.state.borrow_mut().stable = resolution.settled;
+            let removals = silent.into_iter().map(|slot| group.remove_slot(slot, false));
+            futures_util::future::join_all(removals).await;
+            group.alive()?;
+        }
         group.take_reports(reports, &resolution);
         for (slot, whole) in lost {
             if !group.state.borrow().may_remove(slot, group.geometry.data()) {
@@ -191,13 +201,10 @@ impl Group {
         }
     }
 
-    /// Reports of all slots without a fact; those that stay silent get one, if k remain.
-    async fn open_all(
-        self: &Rc<Self>,
-        end: Instant,
-    ) -> Result<BTreeMap<PortionIndex, (Report, DiskUp)>, OpenError> {
+    /// Reports of all slots without a fact, of k at least, and those that stay silent.
+    async fn open_all(&self, end: Instant) -> Result<(Reports, Vec<PortionIndex>), OpenError> {
         let window = Instant::now() + REOPEN_WINDOW;
-        let mut reports: BTreeMap<PortionIndex, (Report, DiskUp)> = BTreeMap::new();
+        let mut reports = Reports::new();
         let mut unusable = BTreeSet::new();
         let wanted: Vec<PortionIndex> = {
             let state = self.state.borrow();
@@ -227,7 +234,7 @@ impl Group {
             }
             self.alive()?;
             if reports.len() == wanted.len() {
-                break;
+                return Ok((reports, Vec::new()));
             }
             let now = Instant::now();
             // A disk without a lease is not being restarted just now: it is not waited for.
@@ -237,12 +244,7 @@ impl Group {
             let mut usable = silent.iter().filter(|slot| !unusable.contains(slot));
             let may_return = usable.any(|slot| live.contains(&self.layout.disk(*slot)));
             if (window <= now || !may_return) && self.geometry.data() <= reports.len() {
-                self.state.borrow_mut().stable =
-                    reports.values().map(|(report, _)| report.stable).max().unwrap_or_default();
-                let removals = silent.into_iter().map(|slot| self.remove_slot(slot, false));
-                futures_util::future::join_all(removals).await;
-                self.alive()?;
-                break;
+                return Ok((reports, silent));
             }
             if end <= now {
                 let (count, needed) = (reports.len(), self.geometry.data());
@@ -252,7 +254,6 @@ impl Group {
                 )));
             }
         }
-        Ok(reports)
     }
 
     /// Opens a slot as often as it takes.
@@ -284,11 +285,7 @@ impl Group {
         lost
     }
 
-    fn take_reports(
-        &self,
-        reports: BTreeMap<PortionIndex, (Report, DiskUp)>,
-        resolution: &Resolution,
-    ) {
+    fn take_reports(&self, reports: Reports, resolution: &Resolution) {
         let mut state = self.state.borrow_mut();
         let mut missed: BTreeMap<PortionIndex, Vec<_>> = BTreeMap::new();
         for (index, (report, up)) in reports {
@@ -296,6 +293,7 @@ impl Group {
             slot.link = Link::Up(up);
             slot.prev = report.last;
             slot.unknown = report.layout.is_none();
+            slot.seen = true;
             if report.home != DeviceId(0) {
                 self.home.set(report.home);
             }

@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use braid_raid::UnitSet;
-use braid_terms::{BLOCK_SIZE, PortionIndex};
+use braid_terms::{BLOCK_SIZE, DiskId, PortionIndex};
 use braid_wire::Payload;
 use braid_wire::io::{BlockRange, IoRefusal, IoReply, IoRequest, Read};
 use bytes::Bytes;
@@ -298,6 +298,12 @@ impl Group {
                 if !found.condition.in_sync() {
                     return Ok(Err(Miss::Silent));
                 }
+                if !found.seen {
+                    let disk = found.disk;
+                    drop(state);
+                    self.look_again(slot, disk);
+                    return Ok(Err(Miss::Silent));
+                }
                 let unknown = found.prev == Default::default();
                 match &found.link {
                     Link::Up(up) if !up.client.is_closed() => {
@@ -345,6 +351,14 @@ impl Group {
             }
         }
         Ok(Err(Miss::Silent))
+    }
+
+    /// A slot that was silent when the group was opened: reads go on without it, and it is opened
+    /// once its disk is there again.
+    fn look_again(self: &Rc<Self>, slot: PortionIndex, disk: DiskId) {
+        if self.lcc().is_ok_and(|lcc| lcc.live_disks().contains(&disk)) {
+            self.open_again(slot);
+        }
     }
 
     /// A read does not wait long for a slot that others can replace.

@@ -167,6 +167,7 @@ impl Group {
             slot.link = Link::Up(up.clone());
             slot.prev = report.last;
             slot.unknown = false;
+            slot.seen = true;
             slot.refusals = 0;
         }
         self.after_slot_change();

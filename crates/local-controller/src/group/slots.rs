@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use super::images::slot_bit;
 use super::open::is_gone;
-use super::{Condition, Dead, Group, Link, WriteError};
+use super::{Condition, Dead, Group, Link, State, WriteError};
 use crate::disks::{CALL_WAIT, DiskUp};
 
 /// How a slot answered an open.
@@ -87,7 +87,7 @@ impl Group {
         self.open_again(slot);
     }
 
-    fn open_again(self: &Rc<Self>, slot: PortionIndex) {
+    pub(super) fn open_again(self: &Rc<Self>, slot: PortionIndex) {
         {
             let mut state = self.state.borrow_mut();
             if state.dead.is_some() {
@@ -183,6 +183,10 @@ impl Group {
             if !slot.condition.takes_part() {
                 return true;
             }
+            if !slot.seen {
+                let exists = state.existing & slot_bit(index) != 0;
+                return self.take_unseen(&mut state, report, (index, exists), up);
+            }
             // The last decided write that it took part in.
             let of_slot = |write: &&super::Unstable| write.positions.contains_key(&index);
             let decided = state.unstable.iter().rev().find(of_slot).map(|write| write.number);
@@ -223,6 +227,30 @@ impl Group {
             self.send_part(number, index);
         }
         self.settle_stable();
+        true
+    }
+
+    /// Takes a slot that was silent when the group was opened. Nothing was written since, and what was
+    /// before is stable: it has all of that or is under a fact, and nothing more.
+    fn take_unseen(
+        self: &Rc<Self>,
+        state: &mut State,
+        report: &Report,
+        (index, exists): (PortionIndex, bool),
+        up: DiskUp,
+    ) -> bool {
+        let more = report.records.iter().any(|head| state.stable < head.record.number);
+        let lacks = report.damaged_after.is_some() || is_gone(report, exists, state.stable);
+        if more || lacks || state.stable < report.last {
+            return false;
+        }
+        let slot = state.slot_mut(index);
+        slot.prev = report.last;
+        slot.unknown = report.layout.is_none();
+        slot.seen = true;
+        slot.link = Link::Up(up);
+        state.missed.extend(report.missed.iter().cloned());
+        self.changed.notify_waiters();
         true
     }
 
