@@ -151,7 +151,11 @@ impl Store {
 
     /// Whether a prepare of so many bytes is to be refused. Directories may use a half of the
     /// reserve: a name must go before its file's space comes back. Source: S-4.
-    pub fn is_full(&self, bytes: u64, of_directory: bool) -> bool {
+    pub fn is_full(&mut self, bytes: u64, of_directory: bool) -> bool {
+        if self.bytes_usable() < LOOK_BELOW {
+            // Others may write to the same file system: near the end what we counted is not enough.
+            let _ = self.look_at_space();
+        }
         let reserve = if of_directory { self.reserve() / 2 } else { self.reserve() };
         // A journalled byte is written a second time when it is applied.
         self.bytes_free < reserve + 2 * bytes + (64 << 10)
@@ -376,6 +380,9 @@ impl Store {
         }
     }
 }
+
+/// Usable bytes below which the file system is asked at each write.
+const LOOK_BELOW: u64 = 1 << 30;
 
 /// The refusal for trouble with the disk.
 pub(crate) fn disk_refusal(error: &io::Error) -> IoRefusal {
