@@ -1,4 +1,4 @@
-//! Our tools: `cargo xtask ci|fix|rules|wire|sim|bench`.
+//! Our tools: `cargo xtask ci|fix|rules|wire|sim|drill|bench`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ cargo xtask COMMAND
   rules            which numbered rules have code and tests; fails on a rule with neither
   wire             writes the message tables of docs/wire.md anew from the types
   sim [ARGS]       the simulator: --seeds N, --seed S, ... (see `cargo xtask sim --help`)
+  drill [ARGS]     real processes die under clients: --minutes N (10), --seed S, --out FILE
   bench [--tiny]   figures of this machine and of a cluster on it, in one run
   bench --fuse [--tiny] [--only WORD]
                    the same of the mount, beside a do-nothing FUSE file system and the local one";
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         }
         Some("bench") if rest.first() == Some(&"--fuse") => bench_fuse::run(&root(), &rest[1..]),
         Some("bench") => bench::run(&root(), &rest),
+        Some("drill") => drill(&rest),
         _ => {
             eprintln!("{HELP}");
             return ExitCode::from(2);
@@ -64,6 +66,31 @@ fn ci() -> Result<(), String> {
     } else {
         cargo(&["test", "--workspace"])
     }
+}
+
+/// Errors: bad arguments; what the drill found.
+fn drill(arguments: &[&str]) -> Result<(), String> {
+    let value = |name: &str| {
+        let at = arguments.iter().position(|argument| *argument == name)?;
+        arguments.get(at + 1).copied()
+    };
+    let minutes: f64 = match value("--minutes").unwrap_or("10").parse() {
+        Ok(minutes) if minutes > 0.0 && minutes < 1e6 => minutes,
+        _ => return Err("--minutes takes a number".to_owned()),
+    };
+    let report = root().join(value("--out").unwrap_or("target/drill-report.md"));
+    let mut command = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+    command.args(["test", "--release", "--package", "braid", "--test", "drill", "--"]);
+    command.arg("--nocapture").current_dir(root());
+    command.env("BRAID_DRILL_SECONDS", format!("{:.0}", (minutes * 60.0).max(1.0)));
+    command.env("BRAID_DRILL_REPORT", &report);
+    if let Some(seed) = value("--seed") {
+        seed.parse::<u64>().map_err(|_| "--seed takes a number".to_owned())?;
+        command.env("BRAID_DRILL_SEED", seed);
+    }
+    let status = command.status().map_err(|error| format!("cargo cannot be started: {error}"))?;
+    println!("report: {}", report.display());
+    if status.success() { Ok(()) } else { Err("the drill found something".to_owned()) }
 }
 
 fn fix() -> Result<(), String> {
