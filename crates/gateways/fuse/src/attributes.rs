@@ -8,7 +8,7 @@ use braid_wire::lcc::{AttributeChanges, Attributes, DirectoryOp, FileKind, LccRe
 use bytes::Bytes;
 
 use crate::errno::{Errno, Outcome};
-use crate::inode::{Inode, Names};
+use crate::inode::{Inode, Names, State};
 use crate::store::Store;
 use crate::vfs::{Shared, Vfs};
 use crate::write::Depth;
@@ -28,6 +28,8 @@ pub struct Changes {
     pub atime: Option<SetTime>,
     /// Last change of bytes.
     pub mtime: Option<SetTime>,
+    /// Set-user-id, set-group-id and capabilities of a file go.
+    pub kill_privileges: bool,
 }
 
 /// How `setxattr` treats a name that is there, or is not.
@@ -64,6 +66,40 @@ impl Shared {
         let state = inode.state();
         self.is_fresh(state.fetched_ms).then(|| find_xattr(&state.record, name))
     }
+}
+
+impl State {
+    /// Whether a write changes more than bytes: capabilities go by any, the mode only where the kernel
+    /// says that the writer may not keep it.
+    pub fn loses_privileges(&self, of_mode: bool) -> bool {
+        let record = &self.record;
+        (of_mode && privileges(record.mode) != 0)
+            || (!record.xattrs.is_empty() && find_xattr(record, CAPABILITIES).is_ok())
+    }
+
+    /// What takes the privileges away that a program in this file gives, if it has `mode` or its own.
+    pub fn without_privileges(&self, mode: Option<u32>) -> AttributeChanges {
+        let mode = mode.unwrap_or(self.record.mode);
+        let lost = privileges(mode);
+        let has_capabilities = find_xattr(&self.record, CAPABILITIES).is_ok();
+        AttributeChanges {
+            mode: (lost != 0).then_some(mode & !lost),
+            remove_xattrs: has_capabilities
+                .then(|| Bytes::from_static(CAPABILITIES))
+                .into_iter()
+                .collect(),
+            ..AttributeChanges::default()
+        }
+    }
+}
+
+const CAPABILITIES: &[u8] = b"security.capability";
+
+/// Bits that give a program's user more than he has: set-user-id, and set-group-id of what the group
+/// may start (else it stands for mandatory locks).
+fn privileges(mode: u32) -> u32 {
+    let group = if mode & 0o0010 != 0 { mode & 0o2000 } else { 0 };
+    mode & 0o4000 | group
 }
 
 fn find_xattr(record: &Attributes, name: &[u8]) -> Outcome<Bytes> {
@@ -136,7 +172,11 @@ impl<S: Store> Vfs<S> {
             // Written before, told before: else the time of that write came over this one.
             self.flush(&inode, Depth::Held).await?;
         }
-        let change = AttributeChanges {
+        let kills = changes.kill_privileges && inode.kind != FileKind::Directory;
+        if kills {
+            self.refresh(&inode).await?;
+        }
+        let mut change = AttributeChanges {
             mode: changes.mode.map(|mode| mode & 0o7777),
             uid: changes.uid,
             gid: changes.gid,
@@ -144,11 +184,26 @@ impl<S: Store> Vfs<S> {
             mtime: changes.mtime,
             ..AttributeChanges::default()
         };
+        if kills {
+            let state = inode.state();
+            let without = state.without_privileges(change.mode);
+            change.mode = without.mode.or(change.mode);
+            change.remove_xattrs = without.remove_xattrs;
+        }
         if change != AttributeChanges::default() {
             self.change_record(&inode, change, false).await?;
         }
         let shown = inode.state().shown();
         Ok(shown)
+    }
+
+    /// A write to a file ends its set-user-id, set-group-id and capabilities.
+    pub async fn kill_privileges(&self, inode: &Arc<Inode>) -> Outcome<()> {
+        let change = inode.state().without_privileges(None);
+        if change == AttributeChanges::default() {
+            return Ok(());
+        }
+        self.change_record(inode, change, false).await
     }
 
     /// A symlink's target.

@@ -1,27 +1,29 @@
-//! From the kernel's requests to the thread of the client library.
+//! The thread of the client library: it serves the kernel, and jobs of other threads.
 //!
 //! # Theory
-//! The client library is one thread: a current-thread runtime with a `LocalSet`. FUSE threads send
-//! it *jobs*; a job starts a task that answers the kernel when it is done. Jobs begin in the order
-//! in which they were sent.
+//! One thread with a current-thread runtime and a `LocalSet` reads the kernel's requests, answers what
+//! is here, and starts a task for what must be asked for. Other threads (the one that unmounts) send
+//! it *jobs*.
 //! # Failure
-//! When the thread ends, jobs are dropped, and with them their answers: the kernel hears `EIO`.
+//! When the thread ends, jobs and tasks are dropped; the kernel's connection closes with it.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
 use crate::errno::Outcome;
+use crate::session::Session;
 use crate::store::{Store, StoreError};
 use crate::vfs::{Shared, Tuning, Vfs};
 use crate::write::Depth;
 
-/// What a FUSE thread wants done.
+/// What another thread wants done.
 type Job<S> = Box<dyn FnOnce(Rc<Vfs<S>>) + Send>;
 
-/// A FUSE thread's way to the client library's thread.
+/// Another thread's way to the client library's thread.
 pub struct Bridge<S> {
     jobs: mpsc::UnboundedSender<Job<S>>,
     /// What both see.
@@ -46,11 +48,6 @@ impl<S: Store> Bridge<S> {
         });
         // The thread is gone: the job is dropped, and its answer is `EIO`.
         let _ = self.jobs.send(job);
-    }
-
-    /// Has something done there at once, before jobs that come later.
-    pub fn call(&self, job: impl FnOnce(Rc<Vfs<S>>) + Send + 'static) {
-        let _ = self.jobs.send(Box::new(job));
     }
 }
 
@@ -77,11 +74,28 @@ pub async fn begin<S: Store>(
 }
 
 impl<S: Store> Serving<S> {
-    /// Serves until no FUSE thread is left, then sends what still waits.
-    pub async fn serve(mut self) {
-        while let Some(job) = self.jobs.recv().await {
-            job(self.vfs.clone());
-        }
+    /// Serves a mount until it is unmounted, says so to `end`, then sends what still waits. With
+    /// `only`, nobody but that user and root is served.
+    pub async fn serve(
+        mut self,
+        fd: OwnedFd,
+        only: Option<u32>,
+        end: std::sync::mpsc::Sender<std::io::Result<()>>,
+    ) {
+        let session = Session::new(self.vfs.clone(), fd, only);
+        let jobs = async {
+            while let Some(job) = self.jobs.recv().await {
+                job(self.vfs.clone());
+            }
+            // Whoever could send jobs is gone; the kernel is served on.
+            std::future::pending().await
+        };
+        let outcome = tokio::select! {
+            outcome = session.serve() => outcome,
+            () = jobs => Ok(()),
+        };
+        // Nobody listens: the process is ending.
+        let _ = end.send(outcome);
         if let Err(error) = self.vfs.flush_all(Depth::Stable).await {
             tracing::error!(%error, "not all written bytes reached the cluster");
         }

@@ -2,10 +2,9 @@
 //!
 //! # Theory
 //! ```text
-//! kernel <-> session.rs (the only file that knows `fuser`; threads of its own)
+//! kernel <-> kernel.rs (its protocol) <-> session.rs
 //!               |  answers what is here: attributes, bytes read ahead, writes into memory
-//!            bridge.rs
-//!               |  jobs, to the one thread of the client library
+//!               |  starts a task for anything else; all on the one thread of the client library
 //!            vfs.rs: names.rs listing.rs attributes.rs open.rs read.rs write.rs space.rs
 //!               |
 //!            store.rs: cluster.rs (client library) | memory.rs (tests)
@@ -19,6 +18,7 @@
 //! DESIGN 2, 8, 9, 13; W-9, N-1 (first version: times instead of recalls, see
 //! `docs/departures.md`).
 
+mod attach;
 mod attributes;
 mod bridge;
 mod buffer;
@@ -26,6 +26,7 @@ mod clock;
 mod cluster;
 mod errno;
 mod inode;
+mod kernel;
 mod listing;
 #[doc(hidden)]
 pub mod memory;

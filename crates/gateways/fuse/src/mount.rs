@@ -3,8 +3,8 @@
 //! # Theory
 //! ```text
 //! main thread         waits for a signal or for the end of the session
-//! session threads     read /dev/fuse
-//! client's thread     the client library and the mount's file system
+//! client's thread     /dev/fuse, the mount's file system and the client library: no request changes
+//!                     the thread
 //! pages thread        tells the kernel which pages are stale; must not answer requests, since the
 //!                     kernel may let it wait for one
 //! ```
@@ -12,6 +12,7 @@
 //! An unmount with open files detaches the directory at once; what waits is sent, and after
 //! [`END_WAIT`] the kernel's connection is closed: it answers whoever still waits with `ENOTCONN`.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -19,10 +20,12 @@ use std::time::Duration;
 
 use braid_env::Env;
 use braid_terms::DeviceId;
-use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL, SessionUnmounter};
+use tokio::sync::oneshot;
 
+use crate::attach::{Access, Attach, attach, detach};
 use crate::bridge::{Bridge, begin};
-use crate::session::{Front, REQUEST_MAX, to_ino};
+use crate::kernel::{REQUEST_MAX, drop_pages};
+use crate::session::to_ino;
 use crate::store::{Store, StoreError};
 use crate::vfs::{Shared, Tuning};
 use crate::write::Depth;
@@ -44,8 +47,10 @@ pub struct Flags {
     /// Sizes and times.
     pub tuning: Tuning,
     read_only: bool,
-    access: Option<SessionACL>,
-    kernel: Vec<MountOption>,
+    access: Option<Access>,
+    dev: Option<bool>,
+    suid: Option<bool>,
+    exec: bool,
 }
 
 /// Why a mount did not come about, or did not end well.
@@ -126,8 +131,14 @@ impl Flags {
     /// | `ro`, `rw`, `dev`, `nodev`, `suid`, `nosuid`, `exec`, `noexec`, `noatime`, `atime` | the kernel's |
     /// | `nofail`, `_netdev`, `noauto`, `user`, `defaults`, `x-*` | for other tools: taken and left |
     pub fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<Self, MountError> {
-        let mut flags =
-            Self { tuning: Tuning::default(), read_only: false, access: None, kernel: Vec::new() };
+        let mut flags = Self {
+            tuning: Tuning::default(),
+            read_only: false,
+            access: None,
+            dev: None,
+            suid: None,
+            exec: true,
+        };
         let options = lists.into_iter().flat_map(|list| list.split(','));
         for option in options.filter(|option| !option.is_empty()) {
             flags.take(option)?;
@@ -151,17 +162,17 @@ impl Flags {
                 let mib = mib.ok_or_else(|| refused("1 to 4096 MiB"))?;
                 self.tuning.write_memory = mib << 20;
             }
-            ("allow_other", "") => self.access = Some(SessionACL::All),
-            ("allow_root", "") => self.access = Some(SessionACL::RootAndOwner),
-            ("allow_owner", "") => self.access = Some(SessionACL::Owner),
+            ("allow_other", "") => self.access = Some(Access::All),
+            ("allow_root", "") => self.access = Some(Access::RootAndOwner),
+            ("allow_owner", "") => self.access = Some(Access::Owner),
             ("ro", "") => self.read_only = true,
             ("rw", "") => self.read_only = false,
-            ("dev", "") => self.kernel.push(MountOption::Dev),
-            ("nodev", "") => self.kernel.push(MountOption::NoDev),
-            ("suid", "") => self.kernel.push(MountOption::Suid),
-            ("nosuid", "") => self.kernel.push(MountOption::NoSuid),
-            ("exec", "") => self.kernel.push(MountOption::Exec),
-            ("noexec", "") => self.kernel.push(MountOption::NoExec),
+            ("dev", "") => self.dev = Some(true),
+            ("nodev", "") => self.dev = Some(false),
+            ("suid", "") => self.suid = Some(true),
+            ("nosuid", "") => self.suid = Some(false),
+            ("exec", "") => self.exec = true,
+            ("noexec", "") => self.exec = false,
             ("atime" | "noatime" | "relatime", "") => {}
             ("nofail" | "_netdev" | "noauto" | "auto" | "user" | "users" | "defaults", "") => {}
             (name, _) if name.starts_with("x-") => {}
@@ -170,33 +181,19 @@ impl Flags {
         Ok(())
     }
 
-    fn config(&self, name: &str) -> Config {
+    fn attach(&self, name: &str) -> Attach {
         let is_root = rustix::process::geteuid().is_root();
-        let mut config = Config::default();
-        config.mount_options = self.kernel.clone();
-        config.mount_options.extend([
-            MountOption::FSName(name.to_owned()),
-            MountOption::Subtype("braid".to_owned()),
-            MountOption::DefaultPermissions,
-        ]);
-        // A mount of root's is a file system like any other, unless it is told not to be.
-        for (may, may_not) in
-            [(MountOption::Dev, MountOption::NoDev), (MountOption::Suid, MountOption::NoSuid)]
-        {
-            let said = [&may, &may_not].into_iter().any(|option| self.kernel.contains(option));
-            if is_root && !said {
-                config.mount_options.push(may);
-            }
+        // A mount of root's is a file system like any other, unless it is told not to be; and
+        // `fusermount3` lets only those users open theirs to others to whom /etc/fuse.conf gives it.
+        let usual = if is_root { Access::All } else { Access::Owner };
+        Attach {
+            name: name.to_owned(),
+            dev: self.dev.unwrap_or(is_root),
+            suid: self.suid.unwrap_or(is_root),
+            exec: self.exec,
+            read_only: self.read_only,
+            access: self.access.unwrap_or(usual),
         }
-        if self.read_only {
-            config.mount_options.push(MountOption::RO);
-        }
-        // `fusermount3` lets only those users do this to whom /etc/fuse.conf gives it.
-        let usual = if is_root { SessionACL::All } else { SessionACL::Owner };
-        config.acl = self.access.unwrap_or(usual);
-        config.n_threads = Some(SESSION_THREADS);
-        config.clone_fd = true;
-        config
     }
 }
 
@@ -204,14 +201,12 @@ impl Flags {
 pub struct Mounted<S: Store> {
     directory: PathBuf,
     bridge: Option<Bridge<S>>,
-    unmounter: SessionUnmounter,
     ended: mpsc::Receiver<std::io::Result<()>>,
     client: JoinHandle<()>,
 }
 
 /// How long an unmount waits for what is still open.
 pub const END_WAIT: Duration = Duration::from_secs(5);
-const SESSION_THREADS: usize = 2;
 const TTL_MS_MAX: u64 = 1_000;
 
 impl<S: Store> Mounted<S> {
@@ -229,33 +224,25 @@ impl<S: Store> Mounted<S> {
         check_fuse()?;
         check_directory(directory)?;
         let (stale_pages, stale) = mpsc::channel();
-        let (client, bridge) = start_client(make, flags.tuning.clone(), stale_pages)?;
-        let front = Front::new(bridge.clone());
-        let refused = |error| MountError::Refused { directory: directory.to_owned(), error };
-        let mut session = Session::new(front, directory, &flags.config(name)).map_err(refused)?;
-        let unmounter = session.unmount_callable();
-        start_pages(session.notifier(), stale, &bridge.shared)?;
         let (end, ended) = mpsc::channel();
-        let run = move || {
-            // Nobody listens: the process is ending.
-            let _ = end.send(session.run());
-        };
-        std::thread::Builder::new()
-            .name("fuse".to_owned())
-            .spawn(run)
-            .map_err(|_| MountError::Thread { thread: "fuse" })?;
+        let begun = start_client(make, flags.tuning.clone(), stale_pages, end)?;
+        let refused = |error| MountError::Refused { directory: directory.to_owned(), error };
+        let how = flags.attach(name);
+        let fd = attach(directory, &how).map_err(refused)?;
+        let notices = fd.try_clone().map_err(refused)?;
+        start_pages(notices, stale, &begun.bridge.shared)?;
+        let only = (how.access == Access::RootAndOwner).then(|| rustix::process::getuid().as_raw());
+        // The thread is gone: `ended` tells.
+        let _ = begun.attached.send((fd, only));
         set_read_ahead(directory);
         let directory = directory.to_owned();
-        Ok(Self { directory, bridge: Some(bridge), unmounter, ended, client })
+        Ok(Self { directory, bridge: Some(begun.bridge), ended, client: begun.thread })
     }
 
     /// Unmounts, whatever is open. Then [`Mounted::wait`] ends soon.
     pub fn unmount(&mut self) {
-        if self.unmounter.unmount().is_err() {
-            let flags = rustix::mount::UnmountFlags::DETACH;
-            if let Err(error) = rustix::mount::unmount(&self.directory, flags) {
-                tracing::warn!(directory = %self.directory.display(), %error, "not unmounted");
-            }
+        if let Err(error) = detach(&self.directory) {
+            tracing::warn!(directory = %self.directory.display(), %error, "not unmounted");
         }
     }
 
@@ -308,17 +295,27 @@ impl<S: Store> Mounted<S> {
 
 const STOP_POLL: Duration = Duration::from_millis(100);
 
+/// The client library's thread, before it has anything to serve.
+struct Begun<S> {
+    thread: JoinHandle<()>,
+    bridge: Bridge<S>,
+    /// What it is to serve, and for whom only (besides root).
+    attached: oneshot::Sender<(OwnedFd, Option<u32>)>,
+}
+
 fn start_client<S, M, F>(
     make: M,
     tuning: Tuning,
     stale_pages: mpsc::Sender<DeviceId>,
-) -> Result<(JoinHandle<()>, Bridge<S>), MountError>
+    end: mpsc::Sender<std::io::Result<()>>,
+) -> Result<Begun<S>, MountError>
 where
     S: Store,
     M: FnOnce(Env) -> F + Send + 'static,
     F: Future<Output = Result<S, StoreError>>,
 {
     let (ready, is_ready) = mpsc::channel();
+    let (attached, is_attached) = oneshot::channel();
     let run = move || {
         let env = braid_env::machine::env(braid_env::machine::Inherited::default());
         let serve = async {
@@ -329,7 +326,9 @@ where
             match begun {
                 Ok((bridge, serving)) => {
                     let _ = ready.send(Ok(bridge));
-                    serving.serve().await;
+                    // Not mounted after all: there is nothing to serve.
+                    let Ok((fd, only)) = is_attached.await else { return };
+                    serving.serve(fd, only, end).await;
                 }
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -340,16 +339,16 @@ where
             tracing::error!(%error, "no runtime for the mount");
         }
     };
-    let client = std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("client".to_owned())
         .spawn(run)
         .map_err(|_| MountError::Thread { thread: "client" })?;
     let bridge = is_ready.recv().map_err(|_| MountError::Thread { thread: "client" })??;
-    Ok((client, bridge))
+    Ok(Begun { thread, bridge, attached })
 }
 
 fn start_pages(
-    notifier: Notifier,
+    notices: OwnedFd,
     stale: mpsc::Receiver<DeviceId>,
     shared: &std::sync::Arc<Shared>,
 ) -> Result<(), MountError> {
@@ -358,9 +357,9 @@ fn start_pages(
     let run = move || {
         for id in stale {
             let Some(shared) = shared.upgrade() else { return };
-            let ino = INodeNo(to_ino(&shared, id));
+            let ino = to_ino(&shared, id);
             drop(shared);
-            if let Err(error) = notifier.inval_inode(ino, 0, 0) {
+            if let Err(error) = drop_pages(&notices, ino) {
                 tracing::debug!(%id, %error, "the kernel keeps stale pages until the next open");
             }
         }

@@ -1,63 +1,96 @@
-//! The kernel's side: requests of `fuser` become operations of the mount.
+//! The kernel's side: its requests become operations of the mount.
 //!
-//! The only file that knows `fuser`. Whatever is here already is answered on the FUSE thread;
-//! everything else goes over the bridge with its reply object.
+//! # Theory
+//! Requests are read and answered on the thread of the client library. What is here already is
+//! answered at once; for everything else a task takes the reply along.
+//! ```text
+//! /dev/fuse --read--> Session::take --here--> answer
+//!                          `--task--> Vfs --owner--> answer
+//! ```
+//! # Interrupts
+//! A signal for a thread that waits for an answer only ends its waiting if it kills the thread, as
+//! with any file system: then the thread hears `EINTR` although the operation goes on. A wait for a
+//! lock ends by any signal.
 //! # Traps
-//! Capabilities that `fuser` 0.18 would take but not serve are never asked for (DEPENDENCIES,
-//! section 2). Locks are not asked for either: the local kernel keeps them. Nor is
-//! `FUSE_ATOMIC_O_TRUNC`: with it the file is cut before the kernel has refused (`ETXTBSY`).
+//! `FUSE_ATOMIC_O_TRUNC` is not asked for: with it the file is cut before the kernel has refused
+//! (`ETXTBSY`).
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use braid_terms::{DeviceId, NAME_MAX};
 use braid_wire::lcc::{Attributes, FileKind, FileTime, SetTime};
 use bytes::Bytes;
-use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, FileType, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
-};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::attributes::{Changes, XattrMode};
-use crate::bridge::Bridge;
 use crate::errno::{Errno, Outcome};
+use crate::kernel::{
+    Answer, Attr, BUFFER, Device, Fields, Header, REQUEST_MAX, Reply, Running, feature, op,
+};
 use crate::names::{Caller, NewNode, RenameMode};
-use crate::open::{O_TRUNC, Released};
+use crate::open::{O_TRUNC, Opened, Released};
 use crate::read::ReadHere;
 use crate::space::{Allocate, Sought};
 use crate::store::Store;
-use crate::vfs::Shared;
+use crate::vfs::{Handle, Shared, Vfs};
 use crate::write::{Depth, WriteHere};
 
-/// Bytes of one request of the kernel.
-pub const REQUEST_MAX: u32 = 1 << 20;
 const BACKGROUND_MAX: u16 = 64;
 const BLOCK: u32 = 64 << 10;
-const GENERATION: Generation = Generation(0);
 /// The root of every FUSE mount.
 const ROOT: u64 = 1;
+const VERSION: (u32, u32) = (7, 38);
+const FEATURES: u32 = feature::ASYNC_READ
+    | feature::BIG_WRITES
+    | feature::PARALLEL_DIROPS
+    | feature::ASYNC_DIO
+    | feature::DO_READDIRPLUS
+    | feature::READDIRPLUS_AUTO
+    | feature::CACHE_SYMLINKS
+    | feature::MAX_PAGES
+    // Own writes change the time of a file; its pages stay right all the same.
+    | feature::EXPLICIT_INVAL_DATA
+    // Else the kernel asks for `security.capability` before each write.
+    | feature::HANDLE_KILLPRIV_V2;
+/// Requests taken before tasks get their turn.
+const TURN: usize = 32;
+/// How often it is looked whether a thread that waits was killed, after its first signal.
+const KILL_POLL: Duration = Duration::from_millis(500);
+const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 
 /// Serves the kernel.
-pub struct Front<S> {
-    bridge: Bridge<S>,
+pub struct Session<S> {
+    vfs: Rc<Vfs<S>>,
+    device: Rc<Device>,
+    only: Option<u32>,
 }
 
-impl<S: Store> Front<S> {
-    /// Over a bridge.
-    pub fn new(bridge: Bridge<S>) -> Self {
-        Self { bridge }
+/// A request, and the duty to answer it.
+struct Asked<'a> {
+    header: Header,
+    fields: Fields<'a>,
+    reply: Option<Reply>,
+}
+
+impl Asked<'_> {
+    fn reply(&mut self) -> Reply {
+        self.reply.take().expect("each request is answered in one place")
     }
 
-    fn shared(&self) -> &Shared {
-        &self.bridge.shared
+    fn caller(&self) -> Caller {
+        Caller { uid: self.header.uid, gid: self.header.gid }
     }
+}
 
-    fn id(&self, ino: INodeNo) -> DeviceId {
-        to_id(self.shared(), ino.0)
+struct Watched(Rc<Device>);
+
+impl AsRawFd for Watched {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.fd().as_raw_fd()
     }
 }
 
@@ -75,48 +108,15 @@ fn to_id(shared: &Shared, ino: u64) -> DeviceId {
     DeviceId(to_ino(shared, DeviceId(ino)))
 }
 
-fn fuse_errno(errno: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(errno.raw_os_error())
-}
-
-fn to_system_time(time: FileTime) -> SystemTime {
-    let nanoseconds = Duration::from_nanos(u64::from(time.nanoseconds));
-    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
-    let whole = if time.seconds < 0 {
-        UNIX_EPOCH.checked_sub(seconds)
-    } else {
-        UNIX_EPOCH.checked_add(seconds)
-    };
-    whole.unwrap_or(UNIX_EPOCH) + nanoseconds
-}
-
-/// A time as `fuser` 0.18 hands it over: before 1970 it adds the nanoseconds in the wrong direction,
-/// which is undone here.
-fn to_file_time(time: SystemTime) -> FileTime {
-    let (since, sign) = match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => (since, 1),
-        Err(before) => (before.duration(), -1),
-    };
-    let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
-    FileTime { seconds: sign * seconds, nanoseconds: since.subsec_nanos() }
-}
-
-fn to_set_time(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::To(to_file_time(time)),
-    }
-}
-
-fn to_file_type(kind: FileKind) -> FileType {
+fn type_bits(kind: FileKind) -> u32 {
     match kind {
-        FileKind::File => FileType::RegularFile,
-        FileKind::Directory => FileType::Directory,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::Socket => FileType::Socket,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::CharacterDevice => FileType::CharDevice,
+        FileKind::File => 0o100_000,
+        FileKind::Directory => 0o040_000,
+        FileKind::Symlink => 0o120_000,
+        FileKind::Fifo => 0o010_000,
+        FileKind::Socket => 0o140_000,
+        FileKind::BlockDevice => 0o060_000,
+        FileKind::CharacterDevice => 0o020_000,
     }
 }
 
@@ -131,710 +131,785 @@ fn to_kind(mode: u32) -> Outcome<FileKind> {
     })
 }
 
-fn to_attr(shared: &Shared, shown: &Attributes) -> FileAttr {
+fn to_attr(shared: &Shared, shown: &Attributes) -> Attr {
     let size = match shown.kind {
         FileKind::File | FileKind::Symlink => shown.size,
         // A directory's number of entries would make some tools think that it is short.
         FileKind::Directory => 4096,
         _ => 0,
     };
-    FileAttr {
-        ino: INodeNo(to_ino(shared, shown.id)),
+    let time = |time: FileTime| (time.seconds.cast_unsigned(), time.nanoseconds);
+    Attr {
+        ino: to_ino(shared, shown.id),
         size,
-        blocks: if shown.kind == FileKind::File { size.div_ceil(512) } else { 0 },
-        atime: to_system_time(shown.atime),
-        mtime: to_system_time(shown.mtime),
-        ctime: to_system_time(shown.ctime),
-        crtime: to_system_time(shown.btime),
-        kind: to_file_type(shown.kind),
-        perm: (shown.mode & 0o7777) as u16,
+        has_blocks: shown.kind == FileKind::File,
+        times: [time(shown.atime), time(shown.mtime), time(shown.ctime)],
+        mode: type_bits(shown.kind) | shown.mode & 0o7777,
         nlink: shown.nlink,
         uid: shown.uid,
         gid: shown.gid,
         rdev: shown.rdev as u32,
-        blksize: BLOCK,
-        flags: 0,
+        block: BLOCK,
     }
 }
 
-fn ttl(shared: &Shared) -> Duration {
-    Duration::from_millis(shared.tuning.ttl_ms)
-}
-
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
-}
-
-fn to_bytes(name: &OsStr) -> Bytes {
-    Bytes::copy_from_slice(name.as_bytes())
-}
-
-fn open_flags(keep_pages: bool) -> FopenFlags {
-    if keep_pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
-}
-
-fn reply_empty(reply: ReplyEmpty, outcome: Outcome<()>) {
+fn answer_attr(shared: &Shared, reply: Reply, outcome: Outcome<Attributes>) {
     match outcome {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(fuse_errno(error)),
+        Ok(shown) => {
+            let ttl = shared.tuning.ttl_ms;
+            let (seconds, rest) = (ttl / 1000, (ttl % 1000) as u32 * 1_000_000);
+            let fields = Answer::new().u64(seconds).u32(rest).u32(0);
+            reply.fields(&fields.attr(&to_attr(shared, &shown)));
+        }
+        Err(error) => reply.error(error),
     }
 }
 
-fn reply_attr(shared: &Shared, reply: ReplyAttr, outcome: Outcome<Attributes>) {
-    match outcome {
-        Ok(shown) => reply.attr(&ttl(shared), &to_attr(shared, &shown)),
-        Err(error) => reply.error(fuse_errno(error)),
-    }
-}
-
-fn reply_entry(
+fn answer_entry(
     shared: &Shared,
-    reply: ReplyEntry,
+    reply: Reply,
     outcome: Outcome<std::sync::Arc<crate::inode::Inode>>,
 ) {
     match outcome {
         Ok(inode) => {
-            let shown = inode.state().shown();
-            reply.entry(&ttl(shared), &to_attr(shared, &shown), GENERATION);
+            let attr = to_attr(shared, &inode.state().shown());
+            reply.fields(&Answer::new().entry(&attr, shared.tuning.ttl_ms));
         }
-        Err(error) => reply.error(fuse_errno(error)),
+        Err(error) => reply.error(error),
     }
 }
 
-fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Outcome<Bytes>) {
+fn answer_opened(reply: Reply, fields: Answer, opened: Opened) {
+    let flags = if opened.keep_pages { FOPEN_KEEP_CACHE } else { 0 };
+    reply.fields(&fields.u64(opened.handle).u32(flags).u32(0));
+}
+
+fn answer_xattr(reply: Reply, size: u32, outcome: Outcome<Bytes>) {
     match outcome {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(fuse_errno(Errno::RANGE)),
+        Ok(value) if size == 0 => reply.fields(&Answer::new().u32(value.len() as u32).u32(0)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::RANGE),
         Ok(value) => reply.data(&value),
-        Err(error) => reply.error(fuse_errno(error)),
+        Err(error) => reply.error(error),
     }
 }
 
-impl<S: Store> fuser::Filesystem for Front<S> {
-    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let wanted = [
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            // Own writes change the time of a file; its pages stay right all the same.
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-        ];
-        for flag in wanted {
-            if let Err(missing) = config.add_capabilities(flag) {
-                tracing::debug!(?missing, "the kernel does not offer this");
+fn answer_written(reply: Reply, outcome: Outcome<u64>) {
+    match outcome {
+        Ok(count) => reply.fields(&Answer::new().u32(count as u32).u32(0)),
+        Err(error) => reply.error(error),
+    }
+}
+
+/// Whether a thread was told to end: it will never look at an answer.
+fn is_killed(pid: u32) -> bool {
+    const SIGKILL: u64 = 1 << 8;
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
+    let pending = status.lines().filter(|line| line.starts_with("SigPnd:"));
+    pending
+        .filter_map(|line| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok())
+        .any(|signals| signals & SIGKILL != 0)
+}
+
+impl<S: Store> Session<S> {
+    /// Over the descriptor of a mount. With `only`, nobody but that user and root is served.
+    pub fn new(vfs: Rc<Vfs<S>>, fd: OwnedFd, only: Option<u32>) -> Self {
+        Self { vfs, device: Device::new(fd), only }
+    }
+
+    /// Serves until it is unmounted.
+    ///
+    /// Errors: `/dev/fuse` cannot be read.
+    pub async fn serve(&self) -> std::io::Result<()> {
+        let interest = Interest::READABLE | Interest::ERROR;
+        #[expect(deprecated, reason = "its successor is unsafe; the descriptor lives in `Watched`")]
+        let ready = AsyncFd::with_interest(Watched(self.device.clone()), interest)?;
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let mut guard = ready.ready(interest).await?;
+            for _ in 0..TURN {
+                match rustix::io::read(self.device.fd(), &mut buffer[..]) {
+                    Ok(0) | Err(Errno::NODEV) => return Ok(()),
+                    Ok(length) => self.take(&buffer[..length]),
+                    Err(Errno::AGAIN) => {
+                        guard.clear_ready();
+                        break;
+                    }
+                    // The request was given up before it was read.
+                    Err(Errno::INTR | Errno::NOENT) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
+            tokio::task::yield_now().await;
         }
-        let _ = config.set_max_write(REQUEST_MAX);
-        if let Err(most) = config.set_max_readahead(REQUEST_MAX) {
-            let _ = config.set_max_readahead(most);
+    }
+
+    fn take(&self, request: &[u8]) {
+        let (header, fields) = match Fields::parse(request) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                tracing::warn!(%error, "the kernel's request is too short");
+                return;
+            }
+        };
+        let reply = Reply::new(&self.device, header.unique);
+        let mut asked = Asked { header, fields, reply: Some(reply) };
+        let outcome =
+            if self.is_refused(&header) { Err(Errno::ACCESS) } else { self.dispatch(&mut asked) };
+        if let (Err(error), Some(reply)) = (outcome, asked.reply) {
+            reply.error(error);
         }
-        let _ = config.set_max_background(BACKGROUND_MAX);
+    }
+
+    fn is_refused(&self, header: &Header) -> bool {
+        let allowed = [
+            op::INIT,
+            op::DESTROY,
+            op::FORGET,
+            op::BATCH_FORGET,
+            op::INTERRUPT,
+            op::READ,
+            op::WRITE,
+            op::FLUSH,
+            op::FSYNC,
+            op::RELEASE,
+            op::RELEASEDIR,
+        ];
+        let is_stranger = self.only.is_some_and(|only| header.uid != only && header.uid != 0);
+        is_stranger && !allowed.contains(&header.opcode)
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.vfs.shared
+    }
+
+    fn id(&self, ino: u64) -> DeviceId {
+        to_id(self.shared(), ino)
+    }
+
+    /// A task answers it.
+    fn spawn<F>(&self, asked: &mut Asked<'_>, task: impl FnOnce(Rc<Vfs<S>>, Reply) -> F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let mut reply = asked.reply();
+        reply.run(asked.header.pid);
+        tokio::task::spawn_local(task(self.vfs.clone(), reply));
+    }
+
+    fn dispatch(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        match asked.header.opcode {
+            op::INIT => self.init(asked),
+            op::DESTROY => {
+                asked.reply().ok();
+                Ok(())
+            }
+            op::INTERRUPT => self.interrupt(asked),
+            op::LOOKUP => self.lookup(asked),
+            op::FORGET => self.forget(asked),
+            op::BATCH_FORGET => self.batch_forget(asked),
+            op::GETATTR => self.getattr(asked),
+            op::SETATTR => self.setattr(asked),
+            op::READLINK => self.readlink(asked),
+            op::SYMLINK => self.symlink(asked),
+            op::MKNOD => self.mknod(asked),
+            op::MKDIR => self.mkdir(asked),
+            op::UNLINK | op::RMDIR => self.remove(asked),
+            op::RENAME | op::RENAME2 => self.rename(asked),
+            op::LINK => self.link(asked),
+            op::OPEN => self.open(asked),
+            op::CREATE => self.create(asked),
+            op::READ => self.read(asked),
+            op::WRITE => self.write(asked),
+            op::FLUSH => self.flush(asked),
+            op::RELEASE => self.release(asked),
+            op::FSYNC => self.fsync(asked),
+            op::OPENDIR => self.opendir(asked),
+            op::READDIR => self.readdir(asked),
+            op::READDIRPLUS => self.readdirplus(asked),
+            op::RELEASEDIR => self.releasedir(asked),
+            op::FSYNCDIR => self.fsyncdir(asked),
+            op::STATFS => self.statfs(asked),
+            op::SETXATTR => self.setxattr(asked),
+            op::GETXATTR => self.getxattr(asked),
+            op::LISTXATTR => self.listxattr(asked),
+            op::REMOVEXATTR => self.removexattr(asked),
+            op::FALLOCATE => self.fallocate(asked),
+            op::LSEEK => self.lseek(asked),
+            op::COPY_FILE_RANGE => self.copy_file_range(asked),
+            _ => Err(Errno::NOSYS),
+        }
+    }
+
+    fn init(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (major, minor) = (asked.fields.u32()?, asked.fields.u32()?);
+        let (read_ahead, offered) = (asked.fields.u32()?, asked.fields.u32()?);
+        if major < VERSION.0 {
+            return Err(Errno::PROTO);
+        }
+        if major > VERSION.0 {
+            // The kernel asks again in this version.
+            asked.reply().fields(&Answer(Answer::new().u32(VERSION.0).u32(VERSION.1).0));
+            return Ok(());
+        }
+        let mut fields = Answer::new()
+            .u32(VERSION.0)
+            .u32(VERSION.1.min(minor))
+            .u32(read_ahead.max(REQUEST_MAX))
+            .u32(offered & FEATURES)
+            .u16(BACKGROUND_MAX)
+            .u16(BACKGROUND_MAX / 4 * 3)
+            .u32(REQUEST_MAX)
+            .u32(1)
+            .u16((REQUEST_MAX / 4096) as u16)
+            .u16(0);
+        fields.0.resize(64, 0);
+        asked.reply().fields(&fields);
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (parent, name) = (self.id(parent), to_bytes(name));
-        self.bridge.run(move |vfs| async move {
+    fn interrupt(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let unique = asked.fields.u64()?;
+        asked.reply().none();
+        let Some(running) = self.device.running(unique) else { return Ok(()) };
+        running.interrupted.notify_one();
+        tokio::task::spawn_local(watch_killed(self.device.clone(), unique, running));
+        Ok(())
+    }
+
+    fn lookup(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (parent, name) = (self.id(asked.header.node), asked.fields.name()?);
+        self.spawn(asked, |vfs, reply| async move {
             let outcome = vfs.lookup(parent, name).await;
-            reply_entry(&vfs.shared, reply, outcome);
+            answer_entry(&vfs.shared, reply, outcome);
         });
+        Ok(())
     }
 
-    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        self.shared().inodes.forget(self.id(ino), count);
+    fn forget(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        asked.reply().none();
+        self.shared().inodes.forget(self.id(asked.header.node), asked.fields.u64()?);
+        Ok(())
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let id = self.id(ino);
-        if let Some(shown) = self.shared().attributes_here(id) {
-            return reply_attr(self.shared(), reply, Ok(shown));
+    fn batch_forget(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        asked.reply().none();
+        let (count, _) = (asked.fields.u32()?, asked.fields.u32()?);
+        for _ in 0..count {
+            let (ino, lookups) = (asked.fields.u64()?, asked.fields.u64()?);
+            self.shared().inodes.forget(self.id(ino), lookups);
         }
-        self.bridge.run(move |vfs| async move {
+        Ok(())
+    }
+
+    fn getattr(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let id = self.id(asked.header.node);
+        if let Some(shown) = self.shared().attributes_here(id) {
+            answer_attr(self.shared(), asked.reply(), Ok(shown));
+            return Ok(());
+        }
+        self.spawn(asked, |vfs, reply| async move {
             let outcome = vfs.attributes(id).await;
-            reply_attr(&vfs.shared, reply, outcome);
+            answer_attr(&vfs.shared, reply, outcome);
         });
+        Ok(())
     }
 
-    fn setattr(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        _: Option<SystemTime>,
-        _: Option<FileHandle>,
-        _: Option<SystemTime>,
-        _: Option<SystemTime>,
-        _: Option<SystemTime>,
-        _: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        let id = self.id(ino);
-        let changes = Changes {
-            mode,
-            uid,
-            gid,
-            size,
-            atime: atime.map(to_set_time),
-            mtime: mtime.map(to_set_time),
+    fn setattr(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let fields = &mut asked.fields;
+        let valid = fields.u32()?;
+        fields.take(12)?;
+        let size = fields.u64()?;
+        fields.u64()?;
+        let seconds = [fields.u64()?, fields.u64()?, fields.u64()?];
+        let nanoseconds = [fields.u32()?, fields.u32()?, fields.u32()?];
+        let (mode, _, uid, gid) = (fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?);
+        let is = |bit: u32| valid & (1 << bit) != 0;
+        let time = |index: usize, given: u32, now: u32| {
+            let exactly = FileTime {
+                seconds: seconds[index].cast_signed(),
+                nanoseconds: nanoseconds[index].min(999_999_999),
+            };
+            match (is(given), is(now)) {
+                (_, true) => Some(SetTime::Now),
+                (true, false) => Some(SetTime::To(exactly)),
+                (false, false) => None,
+            }
         };
-        self.bridge.run(move |vfs| async move {
+        let changes = Changes {
+            mode: is(0).then_some(mode),
+            uid: is(1).then_some(uid),
+            gid: is(2).then_some(gid),
+            size: is(3).then_some(size),
+            atime: time(0, 4, 7),
+            mtime: time(1, 5, 8),
+            // Another owner, or cut by somebody who may not keep them.
+            kill_privileges: is(1) || is(2) || is(11),
+        };
+        let id = self.id(asked.header.node);
+        self.spawn(asked, |vfs, reply| async move {
             let outcome = vfs.set_attributes(id, changes).await;
-            reply_attr(&vfs.shared, reply, outcome);
+            answer_attr(&vfs.shared, reply, outcome);
         });
+        Ok(())
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        let id = self.id(ino);
-        self.bridge.run(move |vfs| async move {
+    fn readlink(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let id = self.id(asked.header.node);
+        self.spawn(asked, |vfs, reply| async move {
             match vfs.readlink(id).await {
                 Ok(target) => reply.data(&target),
-                Err(error) => reply.error(fuse_errno(error)),
+                Err(error) => reply.error(error),
             }
         });
+        Ok(())
     }
 
-    fn mknod(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
-        let kind = match to_kind(mode) {
-            Ok(kind) => kind,
-            Err(error) => return reply.error(fuse_errno(error)),
+    fn make(&self, asked: &mut Asked<'_>, name: Bytes, node: NewNode) -> Outcome<()> {
+        let parent = self.id(asked.header.node);
+        self.spawn(asked, |vfs, reply| async move {
+            let outcome = vfs.make(parent, name, node).await;
+            answer_entry(&vfs.shared, reply, outcome);
+        });
+        Ok(())
+    }
+
+    fn mknod(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (mode, rdev) = (asked.fields.u32()?, asked.fields.u32()?);
+        asked.fields.u64()?;
+        let name = asked.fields.name()?;
+        let node = NewNode {
+            kind: to_kind(mode)?,
+            mode,
+            rdev: u64::from(rdev),
+            target: None,
+            caller: asked.caller(),
         };
-        let node =
-            NewNode { kind, mode, rdev: u64::from(rdev), target: None, caller: caller(request) };
-        self.make(parent, name, node, reply);
+        self.make(asked, name, node)
     }
 
-    fn mkdir(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mkdir(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (mode, _umask) = (asked.fields.u32()?, asked.fields.u32()?);
+        let name = asked.fields.name()?;
         let kind = FileKind::Directory;
-        let node = NewNode { kind, mode, rdev: 0, target: None, caller: caller(request) };
-        self.make(parent, name, node, reply);
+        let node = NewNode { kind, mode, rdev: 0, target: None, caller: asked.caller() };
+        self.make(asked, name, node)
     }
 
-    fn symlink(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        target: &Path,
-        reply: ReplyEntry,
-    ) {
+    fn symlink(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (name, target) = (asked.fields.name()?, asked.fields.name()?);
         let node = NewNode {
             kind: FileKind::Symlink,
             mode: 0o777,
             rdev: 0,
-            target: Some(to_bytes(target.as_os_str())),
-            caller: caller(request),
+            target: Some(target),
+            caller: asked.caller(),
         };
-        self.make(parent, name, node, reply);
+        self.make(asked, name, node)
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (parent, name) = (self.id(parent), to_bytes(name));
-        self.bridge.run(move |vfs| async move {
-            reply_empty(reply, vfs.unlink(parent, name).await);
+    fn remove(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (parent, name) = (self.id(asked.header.node), asked.fields.name()?);
+        let is_directory = asked.header.opcode == op::RMDIR;
+        self.spawn(asked, |vfs, reply| async move {
+            let outcome = match is_directory {
+                true => vfs.rmdir(parent, name).await,
+                false => vfs.unlink(parent, name).await,
+            };
+            reply.outcome(outcome);
         });
+        Ok(())
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (parent, name) = (self.id(parent), to_bytes(name));
-        self.bridge.run(move |vfs| async move {
-            reply_empty(reply, vfs.rmdir(parent, name).await);
-        });
-    }
-
-    fn rename(
-        &self,
-        _: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        new_parent: INodeNo,
-        new_name: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn rename(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let new_parent = asked.fields.u64()?;
+        let flags = match asked.header.opcode {
+            op::RENAME2 => {
+                let flags = asked.fields.u32()?;
+                asked.fields.u32()?;
+                flags
+            }
+            _ => 0,
+        };
         let mode = match flags {
-            flags if flags.is_empty() => RenameMode::Replace,
-            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
-            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
-            _ => return reply.error(fuse_errno(Errno::INVAL)),
+            0 => RenameMode::Replace,
+            1 => RenameMode::NoReplace,
+            2 => RenameMode::Exchange,
+            _ => return Err(Errno::INVAL),
         };
-        let source = (self.id(parent), to_bytes(name));
-        let target = (self.id(new_parent), to_bytes(new_name));
-        self.bridge.run(move |vfs| async move {
-            reply_empty(reply, vfs.rename(source, target, mode).await);
+        let source = (self.id(asked.header.node), asked.fields.name()?);
+        let target = (self.id(new_parent), asked.fields.name()?);
+        self.spawn(asked, |vfs, reply| async move {
+            reply.outcome(vfs.rename(source, target, mode).await);
         });
+        Ok(())
     }
 
-    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (id, parent, name) = (self.id(ino), self.id(parent), to_bytes(name));
-        self.bridge.run(move |vfs| async move {
+    fn link(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let id = self.id(asked.fields.u64()?);
+        let (parent, name) = (self.id(asked.header.node), asked.fields.name()?);
+        self.spawn(asked, |vfs, reply| async move {
             let outcome = vfs.link(id, parent, name).await;
-            reply_entry(&vfs.shared, reply, outcome);
+            answer_entry(&vfs.shared, reply, outcome);
         });
+        Ok(())
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let id = self.id(ino);
-        let inode = match self.shared().inode(id) {
-            Ok(inode) => inode,
-            Err(error) => return reply.error(fuse_errno(error)),
-        };
-        if flags.0 & O_TRUNC == 0 && self.shared().take_open_credit(&inode) {
-            let opened = self.shared().open_checked(&inode, flags.0);
-            return reply.opened(FileHandle(opened.handle), open_flags(opened.keep_pages));
+    fn open(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let flags = asked.fields.u32()?.cast_signed();
+        let id = self.id(asked.header.node);
+        let inode = self.shared().inode(id)?;
+        if flags & O_TRUNC == 0 && self.shared().take_open_credit(&inode) {
+            let opened = self.shared().open_checked(&inode, flags);
+            answer_opened(asked.reply(), Answer::new(), opened);
+            return Ok(());
         }
-        self.bridge.run(move |vfs| async move {
-            match vfs.open(id, flags.0).await {
-                Ok(opened) => {
-                    reply.opened(FileHandle(opened.handle), open_flags(opened.keep_pages));
-                }
-                Err(error) => reply.error(fuse_errno(error)),
+        self.spawn(asked, |vfs, reply| async move {
+            match vfs.open(id, flags).await {
+                Ok(opened) => answer_opened(reply, Answer::new(), opened),
+                Err(error) => reply.error(error),
             }
         });
+        Ok(())
     }
 
-    fn create(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _: u32,
-        flags: i32,
-        reply: ReplyCreate,
-    ) {
-        let (parent, name) = (self.id(parent), to_bytes(name));
+    fn create(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (flags, mode) = (asked.fields.u32()?.cast_signed(), asked.fields.u32()?);
+        asked.fields.u64()?;
+        let (parent, name) = (self.id(asked.header.node), asked.fields.name()?);
         let node =
-            NewNode { kind: FileKind::File, mode, rdev: 0, target: None, caller: caller(request) };
-        self.bridge.run(move |vfs| async move {
+            NewNode { kind: FileKind::File, mode, rdev: 0, target: None, caller: asked.caller() };
+        self.spawn(asked, |vfs, reply| async move {
             match vfs.create(parent, name, node, flags).await {
                 Ok((inode, opened)) => {
-                    let shown = inode.state().shown();
-                    reply.created(
-                        &ttl(&vfs.shared),
-                        &to_attr(&vfs.shared, &shown),
-                        GENERATION,
-                        FileHandle(opened.handle),
-                        open_flags(opened.keep_pages),
-                    );
+                    let attr = to_attr(&vfs.shared, &inode.state().shown());
+                    let entry = Answer::new().entry(&attr, vfs.shared.tuning.ttl_ms);
+                    answer_opened(reply, entry, opened);
                 }
-                Err(error) => reply.error(fuse_errno(error)),
+                Err(error) => reply.error(error),
             }
         });
+        Ok(())
     }
 
-    fn read(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        offset: u64,
-        size: u32,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        let handle = match self.shared().handle(number.0) {
-            Ok(handle) => handle,
-            Err(error) => return reply.error(fuse_errno(error)),
-        };
-        match self.shared().read_here(&handle, offset, size as usize) {
-            Ok(ReadHere::Now(bytes, wants_more)) => {
-                reply.data(&bytes);
-                if wants_more {
-                    self.bridge.call(move |vfs| vfs.read_ahead(&handle));
-                }
-                return;
+    fn handle(&self, asked: &mut Asked<'_>) -> Outcome<std::sync::Arc<Handle>> {
+        self.shared().handle(asked.fields.u64()?)
+    }
+
+    fn read(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let handle = self.handle(asked)?;
+        let (at, length) = (asked.fields.u64()?, asked.fields.u32()? as usize);
+        if let ReadHere::Now(bytes, wants_more) = self.shared().read_here(&handle, at, length)? {
+            asked.reply().data(&bytes);
+            if wants_more {
+                self.vfs.read_ahead(&handle);
             }
-            Ok(ReadHere::Ask) => {}
-            Err(error) => return reply.error(fuse_errno(error)),
+            return Ok(());
         }
-        self.bridge.run(move |vfs| async move {
-            match vfs.read(&handle, offset, size as usize).await {
+        self.spawn(asked, |vfs, reply| async move {
+            match vfs.read(&handle, at, length).await {
                 Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(fuse_errno(error)),
+                Err(error) => reply.error(error),
             }
         });
+        Ok(())
     }
 
-    fn write(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        offset: u64,
-        data: &[u8],
-        _: WriteFlags,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        let handle = match self.shared().handle(number.0) {
-            Ok(handle) => handle,
-            Err(error) => return reply.error(fuse_errno(error)),
-        };
-        if !self.shared().writes_through(&handle) {
-            match self.shared().write_here(&handle, offset, data) {
-                Ok(WriteHere::Done) => return reply.written(data.len() as u32),
-                Ok(WriteHere::Kick) => {
-                    reply.written(data.len() as u32);
-                    return self.bridge.call(move |vfs| vfs.kick(&handle.inode));
+    fn write(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        const KILL_PRIVILEGES: u32 = 1 << 2;
+        let handle = self.handle(asked)?;
+        let (at, length) = (asked.fields.u64()?, asked.fields.u32()? as usize);
+        let flags = asked.fields.u32()?;
+        asked.fields.take(16)?;
+        let data = asked.fields.take(length)?;
+        let kills = handle.inode.state().loses_privileges(flags & KILL_PRIVILEGES != 0);
+        if !self.shared().writes_through(&handle) && !kills {
+            match self.shared().write_here(&handle, at, data)? {
+                WriteHere::Full => {}
+                done => {
+                    answer_written(asked.reply(), Ok(length as u64));
+                    if done == WriteHere::Kick {
+                        self.vfs.kick(&handle.inode);
+                    }
+                    return Ok(());
                 }
-                Ok(WriteHere::Full) => {}
-                Err(error) => return reply.error(fuse_errno(error)),
             }
         }
         let data = Bytes::copy_from_slice(data);
-        self.bridge.run(move |vfs| async move {
-            match vfs.write(&handle, offset, data).await {
-                Ok(written) => reply.written(written as u32),
-                Err(error) => reply.error(fuse_errno(error)),
+        self.spawn(asked, |vfs, reply| async move {
+            if kills && let Err(error) = vfs.kill_privileges(&handle.inode).await {
+                return reply.error(error);
             }
+            let written = vfs.write(&handle, at, data).await;
+            answer_written(reply, written.map(|count| count as u64));
         });
+        Ok(())
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, number: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        let handle = match self.shared().handle(number.0) {
-            Ok(handle) => handle,
-            Err(error) => return reply.error(fuse_errno(error)),
-        };
+    fn flush(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let handle = self.handle(asked)?;
         {
             let state = handle.inode.state();
             if !state.is_dirty() {
                 let outcome = state.check_error(&handle.errors_seen);
                 drop(state);
-                return reply_empty(reply, outcome);
+                asked.reply().outcome(outcome);
+                return Ok(());
             }
         }
-        self.bridge.run(move |vfs| async move {
-            reply_empty(reply, vfs.finish(&handle, Depth::Held).await);
+        self.spawn(asked, |vfs, reply| async move {
+            reply.outcome(vfs.finish(&handle, Depth::Held).await);
         });
+        Ok(())
     }
 
-    fn release(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn release(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let number = asked.fields.u64()?;
         // Nobody waits for it.
-        reply.ok();
-        match self.shared().release_here(number.0) {
+        asked.reply().ok();
+        let vfs = self.vfs.clone();
+        match self.shared().release_here(number) {
             Released::Done => {}
             Released::Ask => {
-                self.bridge.run(move |vfs| async move { vfs.release(number.0).await });
+                tokio::task::spawn_local(async move { vfs.release(number).await });
             }
             Released::Kept(inode) => {
-                self.bridge.run(move |vfs| async move { vfs.drop_kept(&inode).await });
+                tokio::task::spawn_local(async move { vfs.drop_kept(&inode).await });
             }
         }
+        Ok(())
     }
 
-    fn fsync(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        datasync: bool,
-        reply: ReplyEmpty,
-    ) {
-        let handle = match self.shared().handle(number.0) {
-            Ok(handle) => handle,
-            Err(error) => return reply.error(fuse_errno(error)),
-        };
-        let depth = if datasync { Depth::Bytes } else { Depth::Stable };
-        self.bridge.run(move |vfs| async move {
-            reply_empty(reply, vfs.finish(&handle, depth).await);
+    fn fsync(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let handle = self.handle(asked)?;
+        let depth = if asked.fields.u32()? & 1 != 0 { Depth::Bytes } else { Depth::Stable };
+        self.spawn(asked, |vfs, reply| async move {
+            reply.outcome(vfs.finish(&handle, depth).await);
         });
+        Ok(())
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.shared().inode(self.id(ino)) {
-            Ok(inode) => {
-                let number = self.shared().add_handle(inode, flags.0);
-                reply.opened(FileHandle(number), FopenFlags::empty());
-            }
-            Err(error) => reply.error(fuse_errno(error)),
-        }
+    fn opendir(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let flags = asked.fields.u32()?.cast_signed();
+        let inode = self.shared().inode(self.id(asked.header.node))?;
+        let number = self.shared().add_handle(inode, flags);
+        answer_opened(asked.reply(), Answer::new(), Opened { handle: number, keep_pages: false });
+        Ok(())
     }
 
-    fn readdir(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
-        let handle = match self.shared().handle(number.0) {
-            Ok(handle) => handle,
-            Err(error) => return reply.error(fuse_errno(error)),
-        };
-        self.bridge.run(move |vfs| async move {
+    fn readdir(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let handle = self.handle(asked)?;
+        let (place, room) = (asked.fields.u64()?, asked.fields.u32()? as usize);
+        self.spawn(asked, |vfs, reply| async move {
+            let mut told = Answer(Vec::with_capacity(room));
             let outcome = vfs
-                .list(&handle, offset, false, |entry| {
-                    let ino = INodeNo(to_ino(&vfs.shared, entry.id));
-                    let kind = to_file_type(entry.kind);
-                    !reply.add(ino, entry.place, kind, OsStr::from_bytes(&entry.name))
+                .list(&handle, place, false, |entry| {
+                    let (ino, kind) = (to_ino(&vfs.shared, entry.id), type_bits(entry.kind) >> 12);
+                    let before = told.0.len();
+                    let all = std::mem::take(&mut told);
+                    told = all.listed(ino, entry.place, kind, &entry.name);
+                    let fits = told.0.len() <= room;
+                    told.0.truncate(if fits { told.0.len() } else { before });
+                    fits
                 })
                 .await;
             match outcome {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(fuse_errno(error)),
+                Ok(()) => reply.fields(&told),
+                Err(error) => reply.error(error),
             }
         });
+        Ok(())
     }
 
-    fn readdirplus(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        let handle = match self.shared().handle(number.0) {
-            Ok(handle) => handle,
-            Err(error) => return reply.error(fuse_errno(error)),
-        };
-        self.bridge.run(move |vfs| async move {
+    fn readdirplus(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let handle = self.handle(asked)?;
+        let (place, room) = (asked.fields.u64()?, asked.fields.u32()? as usize);
+        self.spawn(asked, |vfs, reply| async move {
             let shared = &vfs.shared;
+            let mut told = Answer(Vec::with_capacity(room));
             let outcome = vfs
-                .list(&handle, offset, true, |entry| {
-                    let name = OsStr::from_bytes(&entry.name);
-                    let Some((home, record)) = &entry.known else {
-                        // `.` and `..`: the kernel takes the number and the kind, and no lookup.
-                        let mut attr = to_attr(shared, &handle.inode.state().shown());
-                        attr.ino = INodeNo(to_ino(shared, entry.id));
-                        let none = Duration::ZERO;
-                        return !reply.add(attr.ino, entry.place, name, &none, &attr, GENERATION);
+                .list(&handle, place, true, |entry| {
+                    let inode = entry.known.as_ref().map(|(home, record)| {
+                        let inode = vfs.hear(home, record.clone());
+                        inode.parent.store(handle.inode.id.0, Ordering::Relaxed);
+                        inode
+                    });
+                    let (attr, ttl) = match &inode {
+                        Some(inode) => {
+                            (to_attr(shared, &inode.state().shown()), shared.tuning.ttl_ms)
+                        }
+                        None => {
+                            // `.` and `..`: the kernel takes the number and the kind, and no
+                            // lookup.
+                            let own = to_attr(shared, &handle.inode.state().shown());
+                            (Attr { ino: to_ino(shared, entry.id), ..own }, 0)
+                        }
                     };
-                    let inode = vfs.hear(home, record.clone());
-                    inode.parent.store(handle.inode.id.0, std::sync::atomic::Ordering::Relaxed);
-                    let attr = to_attr(shared, &inode.state().shown());
-                    let ttl = ttl(shared);
-                    let full = reply.add(attr.ino, entry.place, name, &ttl, &attr, GENERATION);
-                    if full {
-                        shared.inodes.forget(inode.id, 1);
+                    let before = told.0.len();
+                    let all = std::mem::take(&mut told);
+                    let kind = type_bits(entry.kind) >> 12;
+                    told = all.entry(&attr, ttl).listed(attr.ino, entry.place, kind, &entry.name);
+                    let fits = told.0.len() <= room;
+                    if !fits {
+                        told.0.truncate(before);
+                        if let Some(inode) = inode {
+                            shared.inodes.forget(inode.id, 1);
+                        }
                     }
-                    !full
+                    fits
                 })
                 .await;
             match outcome {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(fuse_errno(error)),
+                Ok(()) => reply.fields(&told),
+                Err(error) => reply.error(error),
             }
         });
+        Ok(())
     }
 
-    fn releasedir(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        _: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        self.shared().remove_handle(number.0);
-        reply.ok();
+    fn releasedir(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        self.shared().remove_handle(asked.fields.u64()?);
+        asked.reply().ok();
+        Ok(())
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, number: FileHandle, _: bool, reply: ReplyEmpty) {
-        let handle = match self.shared().handle(number.0) {
-            Ok(handle) => handle,
-            Err(error) => return reply.error(fuse_errno(error)),
-        };
-        self.bridge.run(move |vfs| async move {
-            reply_empty(reply, vfs.sync_directory(&handle.inode).await);
+    fn fsyncdir(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let handle = self.handle(asked)?;
+        self.spawn(asked, |vfs, reply| async move {
+            reply.outcome(vfs.sync_directory(&handle.inode).await);
         });
+        Ok(())
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.bridge.run(move |vfs| async move {
+    fn statfs(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        self.spawn(asked, |vfs, reply| async move {
             match vfs.space().await {
                 Ok(space) => {
                     let block = 4096;
                     let (total, free) = (space.total / block, space.free / block);
                     // Files take no places of their own: as many as there are blocks.
-                    let name_max = NAME_MAX as u32;
-                    reply.statfs(total, free, free, total, free, BLOCK, name_max, block as u32);
+                    let mut fields =
+                        Answer::new().u64(total).u64(free).u64(free).u64(total).u64(free);
+                    fields = fields.u32(BLOCK).u32(NAME_MAX as u32).u32(block as u32);
+                    fields.0.resize(80, 0);
+                    reply.fields(&fields);
                 }
-                Err(error) => reply.error(fuse_errno(error)),
+                Err(error) => reply.error(error),
             }
         });
+        Ok(())
     }
 
-    fn setxattr(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-        _: u32,
-        reply: ReplyEmpty,
-    ) {
+    fn setxattr(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (size, flags) = (asked.fields.u32()?, asked.fields.u32()?);
         let mode = match flags {
             0 => XattrMode::Any,
             1 => XattrMode::Create,
             2 => XattrMode::Replace,
-            _ => return reply.error(fuse_errno(Errno::INVAL)),
+            _ => return Err(Errno::INVAL),
         };
-        let (id, name) = (self.id(ino), to_bytes(name));
-        let value = Bytes::copy_from_slice(value);
-        self.bridge.run(move |vfs| async move {
-            reply_empty(reply, vfs.set_xattr(id, name, value, mode).await);
+        let (id, name) = (self.id(asked.header.node), asked.fields.name()?);
+        let value = Bytes::copy_from_slice(asked.fields.take(size as usize)?);
+        self.spawn(asked, |vfs, reply| async move {
+            reply.outcome(vfs.set_xattr(id, name, value, mode).await);
         });
+        Ok(())
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let id = self.id(ino);
-        // The kernel asks for `security.capability` before each write.
-        if let Some(outcome) = self.shared().xattr_here(id, name.as_bytes()) {
-            return reply_xattr(reply, size, outcome);
+    fn getxattr(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (size, _) = (asked.fields.u32()?, asked.fields.u32()?);
+        let (id, name) = (self.id(asked.header.node), asked.fields.name()?);
+        if let Some(outcome) = self.shared().xattr_here(id, &name) {
+            answer_xattr(asked.reply(), size, outcome);
+            return Ok(());
         }
-        let name = to_bytes(name);
-        self.bridge.run(move |vfs| async move {
-            reply_xattr(reply, size, vfs.xattr(id, name).await);
+        self.spawn(asked, |vfs, reply| async move {
+            answer_xattr(reply, size, vfs.xattr(id, name).await);
         });
+        Ok(())
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let id = self.id(ino);
-        self.bridge.run(move |vfs| async move {
-            reply_xattr(reply, size, vfs.xattr_names(id).await.map(Bytes::from));
+    fn listxattr(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let size = asked.fields.u32()?;
+        let id = self.id(asked.header.node);
+        self.spawn(asked, |vfs, reply| async move {
+            answer_xattr(reply, size, vfs.xattr_names(id).await.map(Bytes::from));
         });
+        Ok(())
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (id, name) = (self.id(ino), to_bytes(name));
-        self.bridge.run(move |vfs| async move {
-            reply_empty(reply, vfs.remove_xattr(id, name).await);
+    fn removexattr(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (id, name) = (self.id(asked.header.node), asked.fields.name()?);
+        self.spawn(asked, |vfs, reply| async move {
+            reply.outcome(vfs.remove_xattr(id, name).await);
         });
+        Ok(())
     }
 
-    fn fallocate(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        const KEEP_SIZE: i32 = 1;
-        const PUNCH_HOLE: i32 = 2;
-        const ZERO_RANGE: i32 = 16;
+    fn fallocate(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        const KEEP_SIZE: u32 = 1;
+        const PUNCH_HOLE: u32 = 2;
+        const ZERO_RANGE: u32 = 16;
+        let handle = self.handle(asked)?;
+        let (at, length, mode) = (asked.fields.u64()?, asked.fields.u64()?, asked.fields.u32()?);
         let keep_size = mode & KEEP_SIZE != 0;
         let what = match mode & !KEEP_SIZE {
             0 => Allocate::Room,
             PUNCH_HOLE if keep_size => Allocate::Punch,
             ZERO_RANGE => Allocate::Zero,
-            _ => return reply.error(fuse_errno(Errno::OPNOTSUPP)),
+            _ => return Err(Errno::OPNOTSUPP),
         };
-        let handle = match self.shared().handle(number.0) {
-            Ok(handle) => handle,
-            Err(error) => return reply.error(fuse_errno(error)),
-        };
-        self.bridge.run(move |vfs| async move {
-            let outcome = vfs.allocate(&handle.inode, (offset, length), what, keep_size).await;
-            reply_empty(reply, outcome);
+        self.spawn(asked, |vfs, reply| async move {
+            reply.outcome(vfs.allocate(&handle.inode, (at, length), what, keep_size).await);
         });
+        Ok(())
     }
 
-    fn lseek(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        const SEEK_DATA: i32 = 3;
-        const SEEK_HOLE: i32 = 4;
+    fn lseek(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        const SEEK_DATA: u32 = 3;
+        const SEEK_HOLE: u32 = 4;
+        let handle = self.handle(asked)?;
+        let (at, whence) = (asked.fields.u64()?, asked.fields.u32()?);
         let sought = match whence {
             SEEK_DATA => Sought::Data,
             SEEK_HOLE => Sought::Hole,
-            _ => return reply.error(fuse_errno(Errno::INVAL)),
+            _ => return Err(Errno::INVAL),
         };
-        let place = u64::try_from(offset).map_err(|_| Errno::NXIO);
-        let (handle, at) = match self.shared().handle(number.0).and_then(|h| Ok((h, place?))) {
-            Ok(found) => found,
-            Err(error) => return reply.error(fuse_errno(error)),
-        };
-        self.bridge.run(move |vfs| async move {
+        if i64::try_from(at).is_err() {
+            return Err(Errno::NXIO);
+        }
+        self.spawn(asked, |vfs, reply| async move {
             match vfs.seek(&handle, at, sought).await {
-                Ok(place) => reply.offset(place as i64),
-                Err(error) => reply.error(fuse_errno(error)),
+                Ok(place) => reply.fields(&Answer::new().u64(place)),
+                Err(error) => reply.error(error),
             }
         });
+        Ok(())
     }
 
-    fn copy_file_range(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        number_in: FileHandle,
-        offset_in: u64,
-        _: INodeNo,
-        number_out: FileHandle,
-        offset_out: u64,
-        len: u64,
-        _: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        let handles = self.shared().handle(number_in.0);
-        let handles = handles.and_then(|source| Ok((source, self.shared().handle(number_out.0)?)));
-        let (source, target) = match handles {
-            Ok(handles) => handles,
-            Err(error) => return reply.error(fuse_errno(error)),
-        };
+    fn copy_file_range(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let source = self.handle(asked)?;
+        let (source_at, _node) = (asked.fields.u64()?, asked.fields.u64()?);
+        let target = self.handle(asked)?;
+        let (target_at, length) = (asked.fields.u64()?, asked.fields.u64()?);
         // The answer has 32 bits.
-        let len = len.min(1 << 30);
-        self.bridge.run(move |vfs| async move {
-            match vfs.copy((&source, offset_in), (&target, offset_out), len).await {
-                Ok(copied) => reply.written(copied as u32),
-                Err(error) => reply.error(fuse_errno(error)),
-            }
+        let length = length.min(1 << 30);
+        self.spawn(asked, |vfs, reply| async move {
+            let copied = vfs.copy((&source, source_at), (&target, target_at), length).await;
+            answer_written(reply, copied);
         });
+        Ok(())
     }
 }
 
-impl<S: Store> Front<S> {
-    fn make(&self, parent: INodeNo, name: &OsStr, node: NewNode, reply: ReplyEntry) {
-        let (parent, name) = (self.id(parent), to_bytes(name));
-        self.bridge.run(move |vfs| async move {
-            let outcome = vfs.make(parent, name, node).await;
-            reply_entry(&vfs.shared, reply, outcome);
-        });
+/// Gives the request up when its thread is killed: a mount that waits for a lost cluster holds nobody
+/// who wants to end.
+async fn watch_killed(device: Rc<Device>, unique: u64, running: Rc<Running>) {
+    let is_running = || device.running(unique).is_some_and(|now| Rc::ptr_eq(&now, &running));
+    while is_running() {
+        if is_killed(running.pid) {
+            device.give_up(unique, &running);
+            return;
+        }
+        tokio::time::sleep(KILL_POLL).await;
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! # Theory
 //! ```text
-//! kernel -> FUSE threads: session.rs -- answered from Shared where it is here
-//!                             | jobs
-//!                             v
-//!           thread of the client library: Vfs -> Store -> owners
+//! kernel -> session.rs -- answered from Shared where it is here
+//!              | tasks
+//!              v
+//!            Vfs -> Store -> owners
 //! ```
 //! The operations are in files by what they are about: `names.rs`, `listing.rs`, `attributes.rs`,
-//! `open.rs`, `read.rs`, `write.rs`, `space.rs`. None of them knows a type of `fuser`.
+//! `open.rs`, `read.rs`, `write.rs`, `space.rs`. None of them knows the kernel's protocol.
 //! # Coherence
 //! Entries and attributes are believed for [`Tuning::ttl_ms`]; an open asks the owner (close to
 //! open), and the kernel keeps its pages of a file only if nobody else changed the bytes.
