@@ -9,7 +9,7 @@
 //! All numbers as the machine has them. Version 7.38, as in the kernel's `fuse.h`; from a kernel that
 //! has less, features are not asked for.
 //! # Failure
-//! A request that is shorter than its fields is answered with `EINVAL`. A request is answered once: a
+//! A request that is shorter than its fields is answered with `EINVAL` where its number can be read. A request is answered once: a
 //! task that ended without doing so leaves `EIO`.
 
 use std::cell::{Cell, RefCell};
@@ -54,9 +54,6 @@ pub mod op {
     pub const READDIR: u32 = 28;
     pub const RELEASEDIR: u32 = 29;
     pub const FSYNCDIR: u32 = 30;
-    pub const GETLK: u32 = 31;
-    pub const SETLK: u32 = 32;
-    pub const SETLKW: u32 = 33;
     pub const CREATE: u32 = 35;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
@@ -66,22 +63,17 @@ pub mod op {
     pub const RENAME2: u32 = 45;
     pub const LSEEK: u32 = 46;
     pub const COPY_FILE_RANGE: u32 = 47;
-    pub const TMPFILE: u32 = 51;
 }
 
 /// Features of `INIT`, as in the kernel's `fuse.h`.
 pub mod feature {
     #![allow(missing_docs, reason = "named as in the kernel's `fuse.h`")]
     pub const ASYNC_READ: u32 = 1 << 0;
-    pub const POSIX_LOCKS: u32 = 1 << 1;
     pub const BIG_WRITES: u32 = 1 << 5;
-    pub const DONT_MASK: u32 = 1 << 6;
-    pub const FLOCK_LOCKS: u32 = 1 << 10;
     pub const DO_READDIRPLUS: u32 = 1 << 13;
     pub const READDIRPLUS_AUTO: u32 = 1 << 14;
     pub const ASYNC_DIO: u32 = 1 << 15;
     pub const PARALLEL_DIROPS: u32 = 1 << 18;
-    pub const POSIX_ACL: u32 = 1 << 20;
     pub const MAX_PAGES: u32 = 1 << 22;
     pub const CACHE_SYMLINKS: u32 = 1 << 23;
     pub const EXPLICIT_INVAL_DATA: u32 = 1 << 25;
