@@ -65,6 +65,13 @@ impl Client {
         }
     }
 
+    /// A layout for a new file's device that nobody else has, if one is at hand without asking and no
+    /// policy depends on the file's path.
+    #[must_use]
+    pub fn ready_file_layout(&self) -> Option<GroupLayout> {
+        self.inner().files.take_ready()
+    }
+
     /// How full the cluster is, by its disks and the default scheme.
     pub async fn space(&self) -> Result<ClusterSpace, Error> {
         let map = self.map().await?;

@@ -73,6 +73,19 @@ impl Stock {
         }
     }
 
+    /// A layout that nobody else has, if one is at hand and no policy depends on the path.
+    pub fn take_ready(self: &Rc<Self>) -> Option<GroupLayout> {
+        if self.reach.known_map()?.policies.is_empty() {
+            let taken = self.ready.borrow_mut().pop_front();
+            if self.ready.borrow().len() < self.batch as usize / 2 {
+                self.begin_fetch();
+            }
+            taken.map(|(layout, place)| self.use_up(layout, place))
+        } else {
+            None
+        }
+    }
+
     fn use_up(&self, layout: GroupLayout, place: Place) -> GroupLayout {
         self.reach.learn_owner(layout.group(), place);
         layout

@@ -631,10 +631,13 @@ impl Inner {
 
 pub(crate) fn new_attributes(kind: FileKind, new: &EntryAttributes) -> NewAttributes {
     NewAttributes {
+        id: None,
         kind,
         mode: new.mode,
         uid: new.uid,
         gid: new.gid,
+        made: None,
+        atime: None,
         mtime: new.mtime,
         rdev: 0,
         data: FileData::None,

@@ -49,6 +49,7 @@ pub struct Reach {
     links: RefCell<BTreeMap<Place, Rc<Link>>>,
     owners: RefCell<BTreeMap<DeviceId, Place>>,
     map: RefCell<Option<(Instant, Rc<ClusterMap>)>>,
+    is_asking_map: Cell<bool>,
 }
 
 /// The way to one LCC.
@@ -87,6 +88,7 @@ impl Reach {
             links: RefCell::default(),
             owners: RefCell::default(),
             map: RefCell::new(None),
+            is_asking_map: Cell::new(false),
         }
     }
 
@@ -107,6 +109,20 @@ impl Reach {
             Some((when, map)) if when.elapsed() < MAP_AGE_MAX => Ok(map),
             _ => self.fresh_map(self.deadline).await,
         }
+    }
+
+    /// The map as it was heard last; where that is long ago it is asked for, for the next time.
+    pub fn known_map(self: &Rc<Self>) -> Option<Rc<ClusterMap>> {
+        let (when, map) = self.map.borrow().clone()?;
+        if MAP_AGE_MAX <= when.elapsed() && !self.is_asking_map.replace(true) {
+            let reach = self.clone();
+            tokio::task::spawn_local(async move {
+                // Asked again next time.
+                let _ = reach.fresh_map(reach.deadline).await;
+                reach.is_asking_map.set(false);
+            });
+        }
+        Some(map)
     }
 
     /// The map as it is now.

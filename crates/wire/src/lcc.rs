@@ -188,6 +188,9 @@ pub struct DirectoryEntry {
 /// Attributes given when something is made; times are the LCC's unless given.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NewAttributes {
+    /// Its number, one that `NewDevices` gave to this client and that it used for nothing else; else a
+    /// new one, or the data device's.
+    pub id: Option<DeviceId>,
     /// What it is.
     pub kind: FileKind,
     /// Permission bits.
@@ -196,7 +199,11 @@ pub struct NewAttributes {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Last change of bytes, if not now.
+    /// When it was made, if not now.
+    pub made: Option<FileTime>,
+    /// Last access, if not when it was made.
+    pub atime: Option<FileTime>,
+    /// Last change of bytes, if not when it was made.
     pub mtime: Option<FileTime>,
     /// Number of a device node.
     pub rdev: u64,

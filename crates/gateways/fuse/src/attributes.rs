@@ -53,7 +53,8 @@ impl Shared {
     pub fn attributes_here(&self, id: DeviceId) -> Option<Attributes> {
         let inode = self.inodes.get(id)?;
         let state = inode.state();
-        let here = self.is_fresh(state.fetched_ms) || state.names != Names::Some;
+        let here =
+            self.is_fresh(state.fetched_ms) || state.names != Names::Some || state.unborn.is_some();
         here.then(|| state.shown())
     }
 
@@ -119,7 +120,9 @@ fn check_xattr_name(name: &[u8]) -> Outcome<()> {
 
 impl<S: Store> Vfs<S> {
     /// Attributes.
-    pub async fn attributes(&self, id: DeviceId) -> Outcome<Attributes> {
+    pub async fn attributes(self: &Rc<Self>, id: DeviceId) -> Outcome<Attributes> {
+        // They change its times.
+        self.settle_in(id).await;
         let inode = self.shared.inode(id)?;
         self.refresh(&inode).await?;
         let shown = inode.state().shown();
@@ -161,7 +164,13 @@ impl<S: Store> Vfs<S> {
         id: DeviceId,
         mut changes: Changes,
     ) -> Outcome<Attributes> {
-        let inode = self.shared.inode(id)?;
+        let mut inode = self.shared.inode(id)?;
+        if self.change_unborn(&inode, &changes) {
+            return Ok(inode.state().shown());
+        }
+        self.settle(&inode).await?;
+        // It may go by another number now.
+        inode = self.shared.inode(id)?;
         if let Some(size) = changes.size.take() {
             if inode.kind != FileKind::File {
                 return Err(Errno::INVAL);
@@ -218,7 +227,7 @@ impl<S: Store> Vfs<S> {
     }
 
     /// An extended attribute's value.
-    pub async fn xattr(&self, id: DeviceId, name: Bytes) -> Outcome<Bytes> {
+    pub async fn xattr(self: &Rc<Self>, id: DeviceId, name: Bytes) -> Outcome<Bytes> {
         check_xattr_name(&name)?;
         let inode = self.shared.inode(id)?;
         self.refresh(&inode).await?;
@@ -226,7 +235,7 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Names of the extended attributes, each with a NUL behind it.
-    pub async fn xattr_names(&self, id: DeviceId) -> Outcome<Vec<u8>> {
+    pub async fn xattr_names(self: &Rc<Self>, id: DeviceId) -> Outcome<Vec<u8>> {
         let inode = self.shared.inode(id)?;
         self.refresh(&inode).await?;
         let mut names = Vec::new();
@@ -239,7 +248,7 @@ impl<S: Store> Vfs<S> {
 
     /// Sets an extended attribute.
     pub async fn set_xattr(
-        &self,
+        self: &Rc<Self>,
         id: DeviceId,
         name: Bytes,
         value: Bytes,
@@ -252,6 +261,7 @@ impl<S: Store> Vfs<S> {
         if value.len() > XATTR_VALUE_MAX {
             return Err(Errno::TOOBIG);
         }
+        self.settle(&self.shared.inode(id)?).await?;
         let inode = self.shared.inode(id)?;
         self.refetch(&inode).await?;
         {
@@ -274,8 +284,9 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Removes an extended attribute.
-    pub async fn remove_xattr(&self, id: DeviceId, name: Bytes) -> Outcome<()> {
+    pub async fn remove_xattr(self: &Rc<Self>, id: DeviceId, name: Bytes) -> Outcome<()> {
         check_xattr_name(&name)?;
+        self.settle(&self.shared.inode(id)?).await?;
         let inode = self.shared.inode(id)?;
         self.refetch(&inode).await?;
         find_xattr(&inode.state().record, &name)?;

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use crate::errno::Outcome;
 use crate::session::Session;
 use crate::store::{Store, StoreError};
-use crate::vfs::{Shared, Tuning, Vfs};
+use crate::vfs::{Shared, Stale, Tuning, Vfs};
 use crate::write::Depth;
 
 /// What another thread wants done.
@@ -61,7 +61,7 @@ pub struct Serving<S> {
 pub async fn begin<S: Store>(
     store: S,
     tuning: Tuning,
-    stale_pages: std::sync::mpsc::Sender<braid_terms::DeviceId>,
+    stale_pages: std::sync::mpsc::Sender<Stale>,
 ) -> Result<(Bridge<S>, Serving<S>), StoreError> {
     let root = store.root().await?;
     let shared = Arc::new(Shared::new(tuning, root.group(), stale_pages));

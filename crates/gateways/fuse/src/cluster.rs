@@ -62,6 +62,10 @@ impl Store for ClusterStore {
         self.client.new_layout(data_type, &question).await.map_err(store_error)
     }
 
+    fn ready_device(&self) -> Option<GroupLayout> {
+        self.client.ready_file_layout()
+    }
+
     fn operation(&self) -> OperationId {
         self.client.operation()
     }

@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 
 use crate::buffer::{DirtyRuns, Flight, cover, overlay_bytes};
 use crate::errno::{Errno, Outcome};
+use crate::unborn::Unborn;
 
 /// A file, directory, link, pipe, socket or node that the kernel was told of.
 pub struct Inode {
@@ -103,6 +104,10 @@ pub struct State {
     pub has_complete: bool,
     /// A task looks after what waits too long.
     pub late_task: bool,
+    /// The owner has not heard of it. See `unborn.rs`.
+    pub unborn: Option<Box<Unborn>>,
+    /// A device for it, leased with its number.
+    pub reserved: Option<GroupLayout>,
     errors: u64,
     error: Errno,
 }
@@ -144,7 +149,7 @@ impl Inode {
             state: Mutex::new(State {
                 record,
                 fetched_ms: now_ms,
-                open_credit_ms: now_ms,
+                open_credit_ms: 0,
                 size,
                 size_waits: false,
                 mtime_waits: None,
@@ -165,6 +170,8 @@ impl Inode {
                 kicked: false,
                 has_complete: false,
                 late_task: false,
+                unborn: None,
+                reserved: None,
                 errors: 0,
                 error: Errno::IO,
             }),
@@ -186,6 +193,7 @@ impl State {
     /// Whether anything waits to be sent or answered.
     pub fn is_dirty(&self) -> bool {
         self.size_waits
+            || self.unborn.is_some()
             || self.mtime_waits.is_some()
             || !self.dirty.is_empty()
             || !self.flights.is_empty()
@@ -227,6 +235,11 @@ impl State {
         if self.mtime_waits == mtime {
             self.mtime_waits = None;
         }
+    }
+
+    /// What the kernel goes by when it reads.
+    pub fn told(&self) -> (u64, u64, FileTime) {
+        (self.record.version, self.size, self.record.mtime)
     }
 
     /// The record as this mount shows it.
@@ -403,6 +416,9 @@ fn lacks_bytes(record: &Attributes) -> bool {
 #[derive(Default)]
 pub struct InodeTable {
     inodes: Mutex<BTreeMap<DeviceId, Arc<Inode>>>,
+    /// Numbers that the kernel knows, of files that turned out to be others; each with how often the
+    /// kernel was told of it. Each counts as one lookup of the other. See `unborn.rs`.
+    aliases: Mutex<BTreeMap<DeviceId, (Arc<Inode>, u64)>>,
 }
 
 impl InodeTable {
@@ -412,7 +428,34 @@ impl InodeTable {
 
     /// The inode of that number.
     pub fn get(&self, id: DeviceId) -> Option<Arc<Inode>> {
-        self.inodes().get(&id).cloned()
+        let found = self.inodes().get(&id).cloned();
+        found.or_else(|| self.aliases().get(&id).map(|(inode, _)| inode.clone()))
+    }
+
+    fn aliases(&self) -> MutexGuard<'_, BTreeMap<DeviceId, (Arc<Inode>, u64)>> {
+        self.aliases.lock().expect("no holder panics")
+    }
+
+    /// From now on the number of `inode` stands for `other`, of which one lookup is used up.
+    pub fn become_alias(&self, inode: &Inode, other: &Arc<Inode>) {
+        self.inodes().remove(&inode.id);
+        let lookups = inode.lookups.load(Ordering::Relaxed);
+        self.aliases().insert(inode.id, (other.clone(), lookups));
+    }
+
+    fn forget_alias(&self, id: DeviceId, count: u64) {
+        let other = {
+            let mut aliases = self.aliases();
+            let Some((other, lookups)) = aliases.get_mut(&id) else { return };
+            *lookups = lookups.saturating_sub(count);
+            if *lookups > 0 {
+                return;
+            }
+            let other = other.id;
+            aliases.remove(&id);
+            other
+        };
+        self.forget(other, 1);
     }
 
     /// The inode of a record that was just heard, known already or new. Says also whether somebody
@@ -433,7 +476,10 @@ impl InodeTable {
     /// The kernel forgets some of what it was told.
     pub fn forget(&self, id: DeviceId, count: u64) {
         let mut inodes = self.inodes();
-        let Some(inode) = inodes.get(&id) else { return };
+        let Some(inode) = inodes.get(&id) else {
+            drop(inodes);
+            return self.forget_alias(id, count);
+        };
         let before = inode.lookups.fetch_sub(count, Ordering::Relaxed);
         if before <= count {
             inode.lookups.store(0, Ordering::Relaxed);

@@ -38,6 +38,7 @@ mod session;
 mod space;
 #[doc(hidden)]
 pub mod store;
+mod unborn;
 mod vfs;
 mod write;
 

@@ -12,6 +12,7 @@
 //! sub-directories and links live elsewhere and are asked for at the same time.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use braid_terms::{DeviceId, GroupLayout};
@@ -53,7 +54,7 @@ const DOTS: u64 = 2;
 impl<S: Store> Vfs<S> {
     /// Tells entries behind `place` until `tell` is full. `tell` says whether it took the entry.
     pub async fn list(
-        &self,
+        self: &Rc<Self>,
         handle: &Handle,
         place: u64,
         with_records: bool,
@@ -101,11 +102,12 @@ impl<S: Store> Vfs<S> {
     }
 
     async fn fetch_batch(
-        &self,
+        self: &Rc<Self>,
         handle: &Handle,
         listing: &mut Listing,
         with_records: bool,
     ) -> Outcome<()> {
+        self.settle_in(handle.inode.id).await;
         let home = &handle.inode.home;
         let op = DirectoryOp::List {
             after: listing.place - DOTS,

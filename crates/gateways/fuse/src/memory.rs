@@ -66,10 +66,13 @@ impl Default for MemoryStore {
         let mut inner = Inner { next_device: 2_000, ..Inner::default() };
         let mut root = Directory { next_cookie: 1, ..Directory::default() };
         let new = NewAttributes {
+            id: None,
             kind: FileKind::Directory,
             mode: 0o755,
             uid: 0,
             gid: 0,
+            made: None,
+            atime: None,
             mtime: None,
             rdev: 0,
             data: FileData::None,
@@ -135,14 +138,16 @@ impl Store for MemoryStore {
 
     async fn new_device(&self, data_type: DataType) -> Result<GroupLayout, StoreError> {
         let mut inner = self.shared.inner.lock().expect("no holder panics");
-        inner.next_device += 2;
-        let mut layout = directory_layout(DeviceId(inner.next_device));
         if data_type == DataType::File {
-            layout.devices.truncate(1);
-            layout.scheme = RaidScheme::Rs { data: 4, parity: 2 };
-            layout.disks = (1..=6).map(DiskId).collect();
+            return Ok(inner.file_layout());
         }
-        Ok(layout)
+        inner.next_device += 2;
+        Ok(directory_layout(DeviceId(inner.next_device)))
+    }
+
+    fn ready_device(&self) -> Option<GroupLayout> {
+        let mut inner = self.shared.inner.lock().expect("no holder panics");
+        Some(inner.file_layout())
     }
 
     fn operation(&self) -> OperationId {
@@ -177,7 +182,7 @@ fn directory_layout(id: DeviceId) -> GroupLayout {
 }
 
 fn record(id: DeviceId, new: NewAttributes) -> Attributes {
-    let now = wall();
+    let made = new.made.unwrap_or_else(wall);
     assert!(new.kind == FileKind::File || new.size == 0, "only a file is made with a size");
     Attributes {
         id,
@@ -187,10 +192,10 @@ fn record(id: DeviceId, new: NewAttributes) -> Attributes {
         gid: new.gid,
         size: new.target.as_ref().map_or(new.size, |target| target.len() as u64),
         nlink: 1,
-        atime: now,
-        mtime: new.mtime.unwrap_or(now),
-        ctime: now,
-        btime: now,
+        atime: new.atime.unwrap_or(made),
+        mtime: new.mtime.unwrap_or(made),
+        ctime: made,
+        btime: made,
         rdev: new.rdev,
         version: 1,
         open: false,
@@ -201,6 +206,15 @@ fn record(id: DeviceId, new: NewAttributes) -> Attributes {
 }
 
 impl Inner {
+    fn file_layout(&mut self) -> GroupLayout {
+        self.next_device += 2;
+        let mut layout = directory_layout(DeviceId(self.next_device));
+        layout.devices.truncate(1);
+        layout.scheme = RaidScheme::Rs { data: 4, parity: 2 };
+        layout.disks = (1..=6).map(DiskId).collect();
+        layout
+    }
+
     fn directory(&mut self, id: DeviceId, op: DirectoryOp) -> Answer {
         if let DirectoryOp::Begin { attributes, parent, .. } = op {
             let mut made =
@@ -250,6 +264,10 @@ impl Directory {
             }
             DirectoryOp::Create { name, attributes, if_exists, .. } => {
                 self.check_live()?;
+                let new_id = attributes.id.unwrap_or(new_id);
+                if self.records.contains_key(&new_id) {
+                    return Err(LccRefusal::Conflict);
+                }
                 let entry = DirectoryEntry {
                     name,
                     id: new_id,

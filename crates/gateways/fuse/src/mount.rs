@@ -19,7 +19,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use braid_env::Env;
-use braid_terms::DeviceId;
 use tokio::sync::oneshot;
 
 use crate::attach::{Access, Attach, attach, detach};
@@ -27,7 +26,7 @@ use crate::bridge::{Bridge, begin};
 use crate::kernel::{REQUEST_MAX, drop_pages};
 use crate::session::to_ino;
 use crate::store::{Store, StoreError};
-use crate::vfs::{Shared, Tuning};
+use crate::vfs::{Shared, Stale, Tuning};
 use crate::write::Depth;
 
 /// What to mount, where and how.
@@ -306,7 +305,7 @@ struct Begun<S> {
 fn start_client<S, M, F>(
     make: M,
     tuning: Tuning,
-    stale_pages: mpsc::Sender<DeviceId>,
+    stale_pages: mpsc::Sender<Stale>,
     end: mpsc::Sender<std::io::Result<()>>,
 ) -> Result<Begun<S>, MountError>
 where
@@ -349,13 +348,21 @@ where
 
 fn start_pages(
     notices: OwnedFd,
-    stale: mpsc::Receiver<DeviceId>,
+    stale: mpsc::Receiver<Stale>,
     shared: &std::sync::Arc<Shared>,
 ) -> Result<(), MountError> {
     // Weak: this thread ends with the last sender, which `Shared` has.
     let shared = std::sync::Arc::downgrade(shared);
     let run = move || {
-        for id in stale {
+        for stale in stale {
+            let id = match stale {
+                Stale::Inode(id) => id,
+                Stale::Told(told) => {
+                    // Whoever asked may have gone.
+                    let _ = told.send(());
+                    continue;
+                }
+            };
             let Some(shared) = shared.upgrade() else { return };
             let ino = to_ino(&shared, id);
             drop(shared);

@@ -66,6 +66,18 @@ pub enum RenameMode {
     Exchange,
 }
 
+/// When the owner of the directory is to hear of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Making {
+    /// Before it is answered.
+    Now,
+    /// A file without `O_EXCL`, opened with these flags: see `unborn.rs`.
+    Soon {
+        /// `O_` flags.
+        flags: i32,
+    },
+}
+
 const SETGID: u32 = 0o2000;
 /// How often an operation is tried again when a name changed under it.
 const RACES_MAX: u32 = 16;
@@ -76,11 +88,27 @@ pub(crate) fn check_name(name: &[u8]) -> Outcome<()> {
 
 impl<S: Store> Vfs<S> {
     /// What a name stands for.
-    pub async fn lookup(&self, parent: DeviceId, name: Bytes) -> Outcome<Arc<Inode>> {
+    pub async fn lookup(self: &Rc<Self>, parent: DeviceId, name: Bytes) -> Outcome<Arc<Inode>> {
         check_name(&name)?;
+        if let Some(inode) = self.unborn(parent, &name) {
+            inode.lookups.fetch_add(1, Ordering::Relaxed);
+            return Ok(inode);
+        }
         let parent = self.shared.inode(parent)?;
+        let inode = self.lookup_owner(&parent, name).await?;
+        if self.has_unborn(inode.id) {
+            // They change its times.
+            self.settle_in(inode.id).await;
+            self.refetch(&inode).await?;
+        }
+        inode.state().open_credit_ms = crate::clock::now_ms();
+        Ok(inode)
+    }
+
+    /// What a name stands for at the owner of the directory.
+    pub async fn lookup_owner(&self, parent: &Inode, name: Bytes) -> Outcome<Arc<Inode>> {
         let (entry, record) = self.find(&parent.home, name).await?;
-        self.hear_entry(&parent, &entry, record).await
+        self.hear_entry(parent, &entry, record).await
     }
 
     /// The inode of an entry, with its record where that came along.
@@ -97,7 +125,6 @@ impl<S: Store> Vfs<S> {
         };
         let inode = self.hear(home, record);
         inode.parent.store(parent.id.0, Ordering::Relaxed);
-        inode.state().open_credit_ms = crate::clock::now_ms();
         Ok(inode)
     }
 
@@ -129,10 +156,13 @@ impl<S: Store> Vfs<S> {
         let inherits = parent_mode & SETGID != 0;
         let is_directory = node.kind == FileKind::Directory;
         Ok(NewAttributes {
+            id: None,
             kind: node.kind,
             mode: node.mode & 0o7777 | if inherits && is_directory { SETGID } else { 0 },
             uid: node.caller.uid,
             gid: if inherits { parent_gid } else { node.caller.gid },
+            made: None,
+            atime: None,
             mtime: None,
             rdev: node.rdev,
             data: FileData::None,
@@ -143,8 +173,17 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Makes a file, link, pipe, socket, node or directory. `EEXIST` where the name is taken.
-    pub async fn make(&self, parent: DeviceId, name: Bytes, node: NewNode) -> Outcome<Arc<Inode>> {
+    pub async fn make(
+        self: &Rc<Self>,
+        parent: DeviceId,
+        name: Bytes,
+        node: NewNode,
+        how: Making,
+    ) -> Outcome<Arc<Inode>> {
         check_name(&name)?;
+        if let Some(inode) = self.unborn(parent, &name) {
+            self.settle(&inode).await?;
+        }
         if node.target.as_ref().is_some_and(|target| target.len() > SYMLINK_MAX) {
             return Err(Errno::NAMETOOLONG);
         }
@@ -152,6 +191,11 @@ impl<S: Store> Vfs<S> {
         let attributes = self.new_attributes(&parent, &node).await?;
         if node.kind == FileKind::Directory {
             return self.make_directory(&parent, name, attributes).await;
+        }
+        if let Making::Soon { flags } = how
+            && let Some(inode) = self.conceive(&parent, &name, &attributes, flags)
+        {
+            return Ok(inode);
         }
         let op = DirectoryOp::Create {
             operation: self.store.operation(),
@@ -223,8 +267,11 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Removes a name of anything but a directory.
-    pub async fn unlink(&self, parent: DeviceId, name: Bytes) -> Outcome<()> {
+    pub async fn unlink(self: &Rc<Self>, parent: DeviceId, name: Bytes) -> Outcome<()> {
         check_name(&name)?;
+        if let Some(inode) = self.unborn(parent, &name) {
+            self.settle(&inode).await?;
+        }
         let parent = self.shared.inode(parent)?;
         for _ in 0..RACES_MAX {
             // Without open files nothing can need its record after its last name.
@@ -336,7 +383,7 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Removes an empty directory.
-    pub async fn rmdir(&self, parent: DeviceId, name: Bytes) -> Outcome<()> {
+    pub async fn rmdir(self: &Rc<Self>, parent: DeviceId, name: Bytes) -> Outcome<()> {
         check_name(&name)?;
         let parent = self.shared.inode(parent)?;
         let (entry, _) = self.find(&parent.home, name.clone()).await?;
@@ -366,7 +413,8 @@ impl<S: Store> Vfs<S> {
         entry.home.clone().ok_or(Errno::IO)
     }
 
-    async fn retire(&self, group: &GroupLayout) -> Outcome<()> {
+    async fn retire(self: &Rc<Self>, group: &GroupLayout) -> Outcome<()> {
+        self.settle_in(group.group()).await;
         let op = DirectoryOp::Retire { operation: self.store.operation() };
         self.directory(group, op).await.map(drop)
     }
@@ -385,8 +433,15 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Gives a file another name.
-    pub async fn link(&self, id: DeviceId, parent: DeviceId, name: Bytes) -> Outcome<Arc<Inode>> {
+    pub async fn link(
+        self: &Rc<Self>,
+        id: DeviceId,
+        parent: DeviceId,
+        name: Bytes,
+    ) -> Outcome<Arc<Inode>> {
         check_name(&name)?;
+        self.settle(&self.shared.inode(id)?).await?;
+        self.settle_in(parent).await;
         let parent = self.shared.inode(parent)?;
         let inode = self.shared.inode(id)?;
         if inode.kind == FileKind::Directory {
@@ -425,6 +480,8 @@ impl<S: Store> Vfs<S> {
     ) -> Outcome<()> {
         check_name(&source.1)?;
         check_name(&target.1)?;
+        self.settle_in(source.0).await;
+        self.settle_in(target.0).await;
         let source_parent = self.shared.inode(source.0)?;
         let target_parent = self.shared.inode(target.0)?;
         for _ in 0..RACES_MAX {
@@ -443,7 +500,7 @@ impl<S: Store> Vfs<S> {
     }
 
     async fn rename_once(
-        &self,
+        self: &Rc<Self>,
         source: (Arc<Inode>, Bytes),
         target: (Arc<Inode>, Bytes),
         mode: RenameMode,
@@ -510,7 +567,7 @@ impl<S: Store> Vfs<S> {
 
     /// A rename that replaces what has the name.
     async fn replace(
-        &self,
+        self: &Rc<Self>,
         source: (Arc<Inode>, Bytes),
         target: (Arc<Inode>, Bytes),
         moved: DirectoryEntry,

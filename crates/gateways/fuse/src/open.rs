@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::clock::now_ms;
 use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names};
-use crate::names::NewNode;
+use crate::names::{Making, NewNode};
 use crate::store::Store;
 use crate::vfs::{Shared, Vfs};
 use crate::write::Depth;
@@ -29,8 +29,10 @@ pub struct Opened {
     pub keep_pages: bool,
 }
 
-/// How long a lookup's answer serves the open that it was made for, in milliseconds.
-const CREDIT_MS: u64 = 10;
+/// How long a lookup's answer serves the open that it was made for, in milliseconds. The kernel does
+/// not say what a lookup is for: an open that soon after a `stat` of its name may see what was closed
+/// before the `stat`, and not what was closed between.
+const CREDIT_MS: u64 = 2;
 pub(crate) const O_TRUNC: i32 = 0o1000;
 pub(crate) const O_EXCL: i32 = 0o200;
 pub(crate) const O_APPEND: i32 = 0o2000;
@@ -92,12 +94,22 @@ impl<S: Store> Vfs<S> {
     /// Opens a file.
     pub async fn open(self: &Rc<Self>, id: DeviceId, flags: i32) -> Outcome<Opened> {
         let inode = self.shared.inode(id)?;
-        if !self.shared.take_open_credit(&inode) && inode.state().names == Names::Some {
+        let is_unborn = inode.state().unborn.is_some();
+        let has_credit = self.shared.take_open_credit(&inode) || is_unborn;
+        if !has_credit && inode.state().names == Names::Some {
+            let told = inode.state().told();
             self.refetch(&inode).await?;
+            if inode.state().told() != told {
+                // Else the kernel would go by the size that it was told before.
+                self.shared.drop_pages(id);
+                self.shared.pages_dropped().await;
+            }
         }
         if flags & O_TRUNC != 0 && inode.kind == FileKind::File {
             self.truncate(&inode, 0).await?;
         }
+        // By now its number may stand for another.
+        let inode = self.shared.inode(id)?;
         Ok(self.shared.open_checked(&inode, flags))
     }
 
@@ -109,7 +121,8 @@ impl<S: Store> Vfs<S> {
         node: NewNode,
         flags: i32,
     ) -> Outcome<(Arc<Inode>, Opened)> {
-        match self.make(parent, name.clone(), node).await {
+        let how = if flags & O_EXCL == 0 { Making::Soon { flags } } else { Making::Now };
+        match self.make(parent, name.clone(), node, how).await {
             Ok(inode) => {
                 let opened = self.shared.open_checked(&inode, flags);
                 Ok((inode, opened))

@@ -229,7 +229,12 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Reads exactly what is asked, without keeping it.
-    pub async fn read_exactly(&self, inode: &Arc<Inode>, at: u64, len: usize) -> Outcome<Bytes> {
+    pub async fn read_exactly(
+        self: &Rc<Self>,
+        inode: &Arc<Inode>,
+        at: u64,
+        len: usize,
+    ) -> Outcome<Bytes> {
         self.ensure_bytes(inode).await?;
         loop {
             let (layout, end, fetch) = {

@@ -31,7 +31,7 @@ use crate::errno::{Errno, Outcome};
 use crate::kernel::{
     Answer, Attr, BUFFER, Device, Fields, Header, REQUEST_MAX, Reply, Running, feature, op,
 };
-use crate::names::{Caller, NewNode, RenameMode};
+use crate::names::{Caller, Making, NewNode, RenameMode};
 use crate::open::{O_TRUNC, Opened, Released};
 use crate::read::ReadHere;
 use crate::space::{Allocate, Sought};
@@ -403,7 +403,8 @@ impl<S: Store> Session<S> {
 
     fn getattr(&self, asked: &mut Asked<'_>) -> Outcome<()> {
         let id = self.id(asked.header.node);
-        if let Some(shown) = self.shared().attributes_here(id) {
+        let here = (!self.vfs.has_unborn(id)).then(|| self.shared().attributes_here(id)).flatten();
+        if let Some(shown) = here {
             answer_attr(self.shared(), asked.reply(), Ok(shown));
             return Ok(());
         }
@@ -467,7 +468,7 @@ impl<S: Store> Session<S> {
     fn make(&self, asked: &mut Asked<'_>, name: Bytes, node: NewNode) -> Outcome<()> {
         let parent = self.id(asked.header.node);
         self.spawn(asked, |vfs, reply| async move {
-            let outcome = vfs.make(parent, name, node).await;
+            let outcome = vfs.make(parent, name, node, Making::Now).await;
             answer_entry(&vfs.shared, reply, outcome);
         });
         Ok(())

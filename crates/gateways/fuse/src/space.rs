@@ -44,6 +44,9 @@ impl<S: Store> Vfs<S> {
             return Err(Errno::FBIG);
         }
         let _structure = inode.structure.lock().await;
+        if let Some(other) = self.bear(inode, false).await? {
+            return Box::pin(self.truncate(&other, size)).await;
+        }
         self.ensure_bytes(inode).await?;
         self.discard_range(inode, size, u64::MAX);
         self.land(inode).await;

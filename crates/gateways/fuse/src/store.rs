@@ -51,6 +51,8 @@ pub trait Store: 'static {
     ) -> Result<(LccReply, Bytes), StoreError>;
     /// The layout of a new device.
     async fn new_device(&self, data_type: DataType) -> Result<GroupLayout, StoreError>;
+    /// The layout of a new device for a file, if one is at hand and needs no policy.
+    fn ready_device(&self) -> Option<GroupLayout>;
     /// A new identity of a change.
     fn operation(&self) -> OperationId;
     /// How full the cluster is.

@@ -33,6 +33,7 @@ use crate::errno::{Errno, Outcome, of_store};
 use crate::inode::{Inode, InodeTable, Names};
 use crate::listing::Listing;
 use crate::store::{Space, Store, StoreError};
+use crate::unborn::Nursery;
 
 /// Sizes and times of a mount.
 #[derive(Clone, Debug)]
@@ -61,6 +62,8 @@ pub struct Tuning {
     pub soft: bool,
     /// Each write is held before it is answered.
     pub sync: bool,
+    /// How long a file may be made here before its owner hears of it; 0: at once.
+    pub create_delay_ms: u64,
 }
 
 impl Default for Tuning {
@@ -78,6 +81,7 @@ impl Default for Tuning {
             write_delay_ms: 500,
             soft: false,
             sync: false,
+            create_delay_ms: 5,
         }
     }
 }
@@ -95,7 +99,15 @@ pub struct Shared {
     handles: Mutex<BTreeMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     /// Inodes whose pages in the kernel are no longer right.
-    pub stale_pages: std::sync::mpsc::Sender<DeviceId>,
+    pub stale_pages: std::sync::mpsc::Sender<Stale>,
+}
+
+/// What the kernel is to be told.
+pub enum Stale {
+    /// Pages and attributes of this inode are no longer right.
+    Inode(DeviceId),
+    /// Everything before was told.
+    Told(tokio::sync::oneshot::Sender<()>),
 }
 
 /// An open file or directory.
@@ -112,6 +124,20 @@ pub struct Handle {
     pub ahead_end: AtomicU64,
     /// Of a directory: entries fetched and not yet told.
     pub listing: Mutex<Listing>,
+}
+
+impl Handle {
+    /// The same, of another inode.
+    pub fn of_other(&self, inode: Arc<Inode>) -> Self {
+        Self {
+            inode,
+            flags: self.flags,
+            errors_seen: AtomicU64::new(self.errors_seen.load(Ordering::Relaxed)),
+            read_end: AtomicU64::new(0),
+            ahead_end: AtomicU64::new(0),
+            listing: Mutex::default(),
+        }
+    }
 }
 
 /// The mount's file system; on the client library's thread.
@@ -136,6 +162,8 @@ pub struct Vfs<S> {
     space: Cell<(u64, Space)>,
     /// Names made in advance of their use by this number.
     pub unique: Cell<u64>,
+    /// Files of which owners have not heard yet.
+    pub nursery: RefCell<Nursery>,
 }
 
 impl Shared {
@@ -143,7 +171,7 @@ impl Shared {
     pub fn new(
         tuning: Tuning,
         root: DeviceId,
-        stale_pages: std::sync::mpsc::Sender<DeviceId>,
+        stale_pages: std::sync::mpsc::Sender<Stale>,
     ) -> Self {
         Self {
             tuning,
@@ -196,6 +224,25 @@ impl Shared {
         Some((handle, last))
     }
 
+    /// From now on the number of `inode` stands for `other`, and whoever has it open has that open.
+    pub fn become_alias(&self, inode: &Arc<Inode>, other: &Arc<Inode>) {
+        self.inodes.become_alias(inode, other);
+        let mut handles = self.handles.lock().expect("no holder panics");
+        for handle in handles.values_mut() {
+            if Arc::ptr_eq(&handle.inode, inode) {
+                inode.state().opens -= 1;
+                let errors = {
+                    let mut state = other.state();
+                    state.opens += 1;
+                    state.errors()
+                };
+                let moved = handle.of_other(other.clone());
+                moved.errors_seen.store(errors, Ordering::Relaxed);
+                *handle = Arc::new(moved);
+            }
+        }
+    }
+
     /// Whether any file is open.
     pub fn any_file_open(&self) -> bool {
         let handles = self.handles.lock().expect("no holder panics");
@@ -210,7 +257,15 @@ impl Shared {
     /// The kernel is to drop its pages of a file, or of a listing.
     pub fn drop_pages(&self, id: DeviceId) {
         // No receiver: the mount is ending, and the kernel's pages with it.
-        let _ = self.stale_pages.send(id);
+        let _ = self.stale_pages.send(Stale::Inode(id));
+    }
+
+    /// The kernel has dropped what it was to drop.
+    pub async fn pages_dropped(&self) {
+        let (told, is_told) = tokio::sync::oneshot::channel();
+        // As above.
+        let _ = self.stale_pages.send(Stale::Told(told));
+        let _ = is_told.await;
     }
 }
 
@@ -231,6 +286,7 @@ impl<S: Store> Vfs<S> {
             read_bytes: Cell::new(0),
             space: Cell::default(),
             unique: Cell::new(0),
+            nursery: RefCell::default(),
         })
     }
 
@@ -312,23 +368,27 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Makes sure that what is known of the inode is not older than the mount believes.
-    pub async fn refresh(&self, inode: &Arc<Inode>) -> Outcome<()> {
+    pub async fn refresh(self: &Rc<Self>, inode: &Arc<Inode>) -> Outcome<()> {
         let known = {
             let state = inode.state();
-            state.names != Names::Some || self.shared.is_fresh(state.fetched_ms)
+            let is_here = state.names != Names::Some || state.unborn.is_some();
+            is_here || self.shared.is_fresh(state.fetched_ms)
         };
         if known { Ok(()) } else { self.refetch(inode).await }
     }
 
     /// Asks the owner what is known of the inode.
-    pub async fn refetch(&self, inode: &Arc<Inode>) -> Outcome<()> {
+    pub async fn refetch(self: &Rc<Self>, inode: &Arc<Inode>) -> Outcome<()> {
+        if inode.state().unborn.is_some() {
+            return self.settle(inode).await;
+        }
         let record = self.fetch_record(&inode.home, inode.id).await?;
         self.absorb(inode, record, false);
         Ok(())
     }
 
     /// Makes sure that inline bytes are here, where the record has some.
-    pub async fn ensure_bytes(&self, inode: &Arc<Inode>) -> Outcome<()> {
+    pub async fn ensure_bytes(self: &Rc<Self>, inode: &Arc<Inode>) -> Outcome<()> {
         let lacks = inode.state().lacks_bytes();
         if lacks { self.refetch(inode).await } else { Ok(()) }
     }

@@ -105,7 +105,7 @@ impl Shared {
         Ok(WriteHere::Done)
     }
 
-    fn freed(&self, bytes: u64) {
+    pub(crate) fn freed(&self, bytes: u64) {
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
@@ -129,6 +129,12 @@ impl<S: Store> Vfs<S> {
                 WriteHere::Full => {
                     self.send_all();
                     room.await;
+                    let now = self.shared.inodes.get(handle.inode.id);
+                    if let Some(other) = now.filter(|now| !Arc::ptr_eq(now, &handle.inode)) {
+                        // It turned out to be another file. See `unborn.rs`.
+                        let handle = Arc::new(handle.of_other(other));
+                        return Box::pin(self.write(&handle, at, data)).await;
+                    }
                 }
             }
         }
@@ -305,6 +311,15 @@ impl<S: Store> Vfs<S> {
             return Ok(()); // Nobody can ever read it after this mount.
         }
         let stable = depth != Depth::Held;
+        let other = if inode.state().unborn.is_some() {
+            let _structure = inode.structure.lock().await;
+            self.bear(inode, stable).await?
+        } else {
+            None
+        };
+        if let Some(other) = other {
+            return Box::pin(self.flush(&other, depth)).await;
+        }
         if !self.flush_inline(inode, stable).await? {
             self.flush_device(inode).await?;
             if !stable {
@@ -467,16 +482,21 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Makes what was made in a directory stable.
-    pub async fn sync_directory(&self, inode: &Inode) -> Outcome<()> {
+    pub async fn sync_directory(self: &Rc<Self>, inode: &Inode) -> Outcome<()> {
+        self.settle_in(inode.id).await;
         self.directory(&inode.home, DirectoryOp::Sync).await.map(drop)
     }
 
     /// Gives the file a device, if it has none.
-    pub async fn ensure_device(&self, inode: &Arc<Inode>) -> Outcome<()> {
+    pub async fn ensure_device(self: &Rc<Self>, inode: &Arc<Inode>) -> Outcome<()> {
         if inode.state().device().is_some() {
             return Ok(());
         }
         let _structure = inode.structure.lock().await;
+        // What was written goes with it if it becomes another's; a failure is noted.
+        if self.bear(inode, false).await?.is_some() {
+            return Ok(());
+        }
         let outcome = self.promote(inode).await;
         if let Err(error) = outcome {
             // Nothing can be sent: what waits is lost, as after a failed flight.
@@ -487,7 +507,7 @@ impl<S: Store> Vfs<S> {
     }
 
     /// See `ensure_device`; `structure` is held.
-    pub async fn promote(&self, inode: &Arc<Inode>) -> Outcome<()> {
+    pub async fn promote(self: &Rc<Self>, inode: &Arc<Inode>) -> Outcome<()> {
         self.ensure_bytes(inode).await?;
         let inline = {
             let state = inode.state();
@@ -497,7 +517,11 @@ impl<S: Store> Vfs<S> {
                 FileData::None => Bytes::new(),
             }
         };
-        let layout = self.new_device(DataType::File).await?;
+        let reserved = inode.state().reserved.take();
+        let layout = match reserved {
+            Some(layout) => layout,
+            None => self.new_device(DataType::File).await?,
+        };
         let size = inode.state().record.size;
         if !inline.is_empty() {
             self.write_inline(inode, &layout, inline.clone()).await?;
@@ -540,6 +564,13 @@ impl<S: Store> Vfs<S> {
         }
         drop(state);
         self.shared.freed(before);
+        self.room.notify_waiters();
+        inode.progress.notify_waiters();
+    }
+
+    /// Bytes that waited were sent, or moved.
+    pub fn freed(&self, inode: &Inode, bytes: u64) {
+        self.shared.freed(bytes);
         self.room.notify_waiters();
         inode.progress.notify_waiters();
     }

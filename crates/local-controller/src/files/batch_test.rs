@@ -158,10 +158,13 @@ fn attributes(kind: FileKind, bytes: usize) -> NewAttributes {
     };
     let size = bytes as u64;
     NewAttributes {
+        id: None,
         kind,
         mode: 0o755,
         uid: 0,
         gid: 0,
+        made: None,
+        atime: None,
         mtime: None,
         rdev: 0,
         data,

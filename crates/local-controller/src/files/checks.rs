@@ -78,6 +78,9 @@ pub fn check_new(new: &NewAttributes) -> Result<(), LccRefusal> {
     if new.kind != FileKind::File && (new.data != FileData::None || new.size != 0) {
         return Err(bad("only a regular file has bytes"));
     }
+    if new.id == Some(DeviceId(0)) {
+        return Err(bad("no file has the number 0"));
+    }
     check_data(&new.data, new.size)?;
     check_xattrs(&new.xattrs)
 }

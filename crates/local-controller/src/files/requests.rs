@@ -233,7 +233,7 @@ impl Files {
         let needed = matches!(
             op,
             DirectoryOp::Create { attributes, .. }
-                if !matches!(attributes.data, FileData::Device(_))
+                if attributes.id.is_none() && !matches!(attributes.data, FileData::Device(_))
         );
         if !needed {
             return Ok(DeviceId(0));

@@ -48,10 +48,13 @@ async fn make_root(files: &Rc<Files>) -> Result<(), LccRefusal> {
     let begin = DirectoryOp::Begin {
         operation: OperationId { client: lcc.env().random(), counter: 1 },
         attributes: NewAttributes {
+            id: None,
             kind: FileKind::Directory,
             mode: 0o755,
             uid: 0,
             gid: 0,
+            made: None,
+            atime: None,
             mtime: None,
             rdev: 0,
             data: FileData::None,

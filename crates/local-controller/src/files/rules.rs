@@ -199,7 +199,7 @@ impl Draft<'_> {
         let old = self.may_take(name, new.kind, if_exists)?;
         let id = match &new.data {
             FileData::Device(layout) => layout.group(),
-            FileData::None | FileData::Inline(_) => self.around.new_id,
+            FileData::None | FileData::Inline(_) => new.id.unwrap_or(self.around.new_id),
         };
         if self.attributes(id).is_some() || self.is_to_remove(id) {
             return Err(LccRefusal::Conflict);
@@ -531,7 +531,7 @@ impl Draft<'_> {
     // What is changed.
 
     fn fresh_attributes(&self, id: DeviceId, new: NewAttributes) -> Attributes {
-        let now = self.around.now;
+        let made = new.made.unwrap_or(self.around.now);
         let size = match new.kind {
             FileKind::Symlink => new.target.as_ref().map_or(0, |target| target.len() as u64),
             _ => new.size,
@@ -546,10 +546,10 @@ impl Draft<'_> {
             gid: new.gid,
             size,
             nlink: 1,
-            atime: now,
-            mtime: new.mtime.unwrap_or(now),
-            ctime: now,
-            btime: now,
+            atime: new.atime.unwrap_or(made),
+            mtime: new.mtime.unwrap_or(made),
+            ctime: made,
+            btime: made,
             rdev: new.rdev,
             version: 1,
             open: false,

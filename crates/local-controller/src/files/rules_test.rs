@@ -25,10 +25,13 @@ fn layout(devices: &[u64]) -> GroupLayout {
 
 fn plain(kind: FileKind) -> NewAttributes {
     NewAttributes {
+        id: None,
         kind,
         mode: 0o755,
         uid: 1,
         gid: 2,
+        made: None,
+        atime: None,
         mtime: None,
         rdev: 0,
         data: FileData::None,
@@ -487,6 +490,29 @@ fn bad_operations_are_refused_and_change_nothing() {
         assert!(matches!(refusal, LccRefusal::BadRequest { .. }), "{refusal:?}");
         assert!(bench.pending.is_empty());
     }
+}
+
+#[test]
+fn a_file_gets_the_number_that_its_maker_brought() {
+    let mut bench = Bench::begun();
+    let time = FileTime { seconds: 5, nanoseconds: 6 };
+    let new =
+        NewAttributes { id: Some(DeviceId(4_711)), made: Some(time), ..plain(FileKind::File) };
+    let LccReply::Entry { entry, attributes, .. } = bench.create("a", new.clone()) else {
+        panic!("an entry is answered");
+    };
+    assert_eq!(entry.id, DeviceId(4_711));
+    let attributes = attributes.expect("they are kept here");
+    let times = [attributes.atime, attributes.mtime, attributes.ctime, attributes.btime];
+    assert_eq!(times, [time; 4]);
+    let again = DirectoryOp::Create {
+        operation: bench.operation(),
+        name: "b".into(),
+        attributes: new,
+        if_exists: IfExists::Fail,
+        stable: false,
+    };
+    assert_eq!(bench.run(again).unwrap_err(), LccRefusal::Conflict, "no number is given twice");
 }
 
 #[test]

@@ -1,0 +1,182 @@
+//! Two mounts of one store: what one does, the other sees, and races have one outcome.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+
+use braid_fuse::memory::MemoryStore;
+use common::{TestMount, names};
+
+fn two() -> Option<(TestMount, TestMount)> {
+    let store = MemoryStore::default();
+    Some((TestMount::start(&store, "")?, TestMount::start(&store, "")?))
+}
+
+#[test]
+fn what_is_made_and_closed_is_there_for_the_other() {
+    let Some((one, other)) = two() else { return };
+    for index in 0..50_u32 {
+        let name = index.to_string();
+        fs::write(one.path(&name), name.as_bytes()).expect("one writes");
+        assert_eq!(fs::read(other.path(&name)).expect("the other reads"), name.as_bytes());
+    }
+    assert_eq!(names(&other.path("")).len(), 50);
+    let empty = File::create(one.path("empty")).expect("one makes");
+    drop(empty);
+    assert_eq!(fs::metadata(other.path("empty")).expect("the other sees it").len(), 0);
+}
+
+#[test]
+fn a_file_that_stays_open_is_soon_there_for_the_other() {
+    let Some((one, other)) = two() else { return };
+    let mut open = File::create(one.path("log")).expect("one makes");
+    // Waits for what the mount does by itself; it never ends if that never happens.
+    while names(&other.path("")).is_empty() {
+        std::thread::yield_now();
+    }
+    open.write_all(b"later").expect("one goes on");
+    open.sync_all().expect("and syncs");
+    assert_eq!(fs::read(other.path("log")).expect("the other reads"), b"later");
+}
+
+#[test]
+fn both_make_the_same_file_and_no_byte_is_lost() {
+    let Some((one, other)) = two() else { return };
+    for round in 0..20 {
+        let name = format!("race-{round}");
+        let make = |mount: &TestMount| {
+            let mut options = OpenOptions::new();
+            options.append(true).create(true).open(mount.path(&name)).expect("both may make it")
+        };
+        // Neither owner has heard of the file when the second one makes it.
+        let (mut first, mut second) = (make(&one), make(&other));
+        first.write_all(b"first,").expect("one writes");
+        first.sync_all().expect("and it is stable");
+        second.write_all(b"second,").expect("the other writes");
+        second.sync_all().expect("and it is stable");
+        drop((first, second));
+        for mount in [&one, &other] {
+            let text = fs::read_to_string(mount.path(&name)).expect("both read");
+            assert_eq!(text, "first,second,", "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_truncating_open_of_a_file_that_the_other_made_cuts_it() {
+    let Some((one, other)) = two() else { return };
+    for round in 0..20 {
+        let name = format!("cut-{round}");
+        let mut first = File::create(one.path(&name)).expect("one makes");
+        let mut second = File::create(other.path(&name)).expect("the other makes");
+        first.write_all(b"a long text of the first").expect("one writes");
+        drop(first);
+        second.write_all(b"short").expect("the other writes");
+        drop(second);
+        let text = fs::read_to_string(one.path(&name)).expect("it is there");
+        // Opens and writes have one order or the other; a mixture of lengths would be neither.
+        let fits = text == "short" || text == "shortg text of the first";
+        assert!(fits, "{name}: {text}");
+        let again = fs::read_to_string(other.path(&name)).expect("it is there");
+        assert_eq!(text, again);
+    }
+}
+
+#[test]
+fn exclusive_creates_have_one_winner() {
+    let Some((one, other)) = two() else { return };
+    for round in 0..50 {
+        let name = format!("lock-{round}");
+        let (here, there) = (one.path(&name), other.path(&name));
+        let make = |path| OpenOptions::new().write(true).create_new(true).open(path);
+        let (a, b) = std::thread::scope(|scope| {
+            let a = scope.spawn(|| make(here));
+            let b = scope.spawn(|| make(there));
+            (a.join().expect("no panic"), b.join().expect("no panic"))
+        });
+        let refused: Vec<ErrorKind> =
+            [&a, &b].iter().filter_map(|r| r.as_ref().err().map(std::io::Error::kind)).collect();
+        assert_eq!(refused, [ErrorKind::AlreadyExists], "{name}");
+    }
+}
+
+#[test]
+fn renames_of_one_file_have_one_winner() {
+    let Some((one, other)) = two() else { return };
+    for round in 0..50 {
+        let name = format!("file-{round}");
+        fs::write(one.path(&name), b"bytes").expect("one makes");
+        assert!(other.path(&name).exists());
+        let here = (one.path(&name), one.path(format!("{name}-one")));
+        let there = (other.path(&name), other.path(format!("{name}-other")));
+        let (a, b) = std::thread::scope(|scope| {
+            let a = scope.spawn(|| fs::rename(here.0, here.1));
+            let b = scope.spawn(|| fs::rename(there.0, there.1));
+            (a.join().expect("no panic"), b.join().expect("no panic"))
+        });
+        assert_ne!(a.is_ok(), b.is_ok(), "{name}: one and only one");
+        let winner = if a.is_ok() { "one" } else { "other" };
+        for mount in [&one, &other] {
+            let all: Vec<String> = names(&mount.path(""))
+                .into_iter()
+                .filter(|found| found.starts_with(&format!("{name}-")) || *found == name)
+                .collect();
+            assert_eq!(all, [format!("{name}-{winner}")]);
+        }
+    }
+}
+
+#[test]
+fn a_listing_has_each_lasting_name_once_while_the_other_changes_the_directory() {
+    let Some((one, other)) = two() else { return };
+    let stays: BTreeSet<String> = (0..700).map(|index| format!("stays-{index}")).collect();
+    for name in &stays {
+        fs::write(one.path(name), b"").expect("one makes");
+    }
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (done, changing) = (&is_done, other.path(""));
+        let changer = scope.spawn(move || {
+            let mut index = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let (from, to) = (format!("comes-{index}"), format!("goes-{index}"));
+                fs::write(changing.join(&from), b"").expect("the other makes");
+                fs::rename(changing.join(&from), changing.join(&to)).expect("and renames");
+                fs::remove_file(changing.join(&to)).expect("and removes");
+                index += 1;
+            }
+        });
+        for _ in 0..10 {
+            let listed = names(&one.path(""));
+            let lasting: Vec<String> =
+                listed.iter().filter(|name| name.starts_with("stays")).cloned().collect();
+            assert_eq!(lasting.len(), stays.len(), "none twice, none missing");
+            assert_eq!(lasting.into_iter().collect::<BTreeSet<_>>(), stays);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        changer.join().expect("the other goes on all the time");
+    });
+}
+
+#[test]
+fn attributes_set_before_the_owner_knows_the_file_are_kept() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let Some((one, other)) = two() else { return };
+    let mut file = File::create(one.path("tar")).expect("one makes");
+    file.write_all(b"from an archive").expect("and writes");
+    file.set_permissions(fs::Permissions::from_mode(0o640)).expect("and sets the mode");
+    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_007, 9);
+    let times = fs::FileTimes::new().set_accessed(time).set_modified(time);
+    file.set_times(times).expect("and times");
+    drop(file);
+    let seen = fs::metadata(other.path("tar")).expect("the other sees it");
+    assert_eq!(seen.mode() & 0o7777, 0o640);
+    assert_eq!((seen.mtime(), seen.mtime_nsec()), (1_000_000_007, 9));
+    assert_eq!((seen.atime(), seen.atime_nsec()), (1_000_000_007, 9));
+    assert_eq!(seen.ino(), fs::metadata(one.path("tar")).expect("it is there").ino());
+    let mut text = String::new();
+    File::open(other.path("tar")).and_then(|mut f| f.read_to_string(&mut text)).expect("reads");
+    assert_eq!(text, "from an archive");
+}
