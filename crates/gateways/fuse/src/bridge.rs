@@ -99,6 +99,7 @@ impl<S: Store> Serving<S> {
         if let Err(error) = self.vfs.flush_all(Depth::Stable).await {
             tracing::error!(%error, "not all written bytes reached the cluster");
         }
+        self.vfs.close_all().await;
     }
 }
 

@@ -492,6 +492,12 @@ impl InodeTable {
         }
     }
 
+    /// Open inodes without a name.
+    pub fn kept(&self) -> Vec<Arc<Inode>> {
+        let is_kept = |inode: &&Arc<Inode>| inode.state().names == Names::Kept;
+        self.inodes().values().filter(is_kept).cloned().collect()
+    }
+
     /// Inodes with bytes, sizes or times that wait.
     pub fn dirty(&self) -> Vec<Arc<Inode>> {
         self.inodes().values().filter(|inode| inode.state().is_dirty()).cloned().collect()

@@ -140,6 +140,32 @@ impl<S: Store> Vfs<S> {
         }
     }
 
+    /// Closes in the background what is left to do of it.
+    pub fn close_later(self: &Rc<Self>, released: Released, number: u64) {
+        self.closing.set(self.closing.get() + 1);
+        let vfs = self.clone();
+        tokio::task::spawn_local(async move {
+            match released {
+                Released::Done => {}
+                Released::Ask => vfs.release(number).await,
+                Released::Kept(inode) => vfs.drop_kept(&inode).await,
+            }
+            vfs.closing.set(vfs.closing.get() - 1);
+            vfs.closed.notify_waiters();
+        });
+    }
+
+    /// The mount has ended: all is closed, also what the kernel did not tell any more.
+    pub async fn close_all(self: &Rc<Self>) {
+        for inode in self.shared.inodes.kept() {
+            inode.state().opens = 0;
+            self.drop_kept(&inode).await;
+        }
+        while self.closing.get() > 0 {
+            self.closed.notified().await;
+        }
+    }
+
     /// The last file descriptor of an open is gone.
     pub async fn release(self: &Rc<Self>, number: u64) {
         let Some((handle, is_last)) = self.shared.remove_handle(number) else { return };

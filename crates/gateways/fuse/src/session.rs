@@ -667,15 +667,9 @@ impl<S: Store> Session<S> {
         let number = asked.fields.u64()?;
         // Nobody waits for it.
         asked.reply().ok();
-        let vfs = self.vfs.clone();
         match self.shared().release_here(number) {
             Released::Done => {}
-            Released::Ask => {
-                tokio::task::spawn_local(async move { vfs.release(number).await });
-            }
-            Released::Kept(inode) => {
-                tokio::task::spawn_local(async move { vfs.drop_kept(&inode).await });
-            }
+            more => self.vfs.close_later(more, number),
         }
         Ok(())
     }

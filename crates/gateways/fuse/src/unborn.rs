@@ -237,7 +237,6 @@ impl<S: Store> Vfs<S> {
     }
 
     /// The request that makes the file, and what goes with it.
-    #[expect(clippy::type_complexity, reason = "taken apart by its only caller")]
     fn birth(
         &self,
         inode: &Inode,

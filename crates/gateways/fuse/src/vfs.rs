@@ -162,6 +162,10 @@ pub struct Vfs<S> {
     space: Cell<(u64, Space)>,
     /// Names made in advance of their use by this number.
     pub unique: Cell<u64>,
+    /// Closes under way.
+    pub closing: Cell<usize>,
+    /// One has ended.
+    pub closed: Notify,
     /// Files of which owners have not heard yet.
     pub nursery: RefCell<Nursery>,
 }
@@ -218,7 +222,7 @@ impl Shared {
     pub fn remove_handle(&self, number: u64) -> Option<(Arc<Handle>, bool)> {
         let handle = self.handles.lock().expect("no holder panics").remove(&number)?;
         let mut state = handle.inode.state();
-        state.opens -= 1;
+        state.opens = state.opens.saturating_sub(1);
         let last = state.opens == 0;
         drop(state);
         Some((handle, last))
@@ -286,6 +290,8 @@ impl<S: Store> Vfs<S> {
             read_bytes: Cell::new(0),
             space: Cell::default(),
             unique: Cell::new(0),
+            closing: Cell::new(0),
+            closed: Notify::new(),
             nursery: RefCell::default(),
         })
     }

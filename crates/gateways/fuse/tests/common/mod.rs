@@ -7,12 +7,12 @@ use braid_fuse::memory::MemoryStore;
 use braid_fuse::{Flags, MountError, Mounted};
 
 /// A mount of a store in memory in a temporary folder.
-#[allow(dead_code, reason = "not every test file uses all of it")]
 pub struct TestMount {
     mounted: Option<Mounted<MemoryStore>>,
     folder: tempfile::TempDir,
 }
 
+#[allow(dead_code, reason = "not every test file uses all of it")]
 impl TestMount {
     /// Mounts; `None`, and a printed reason, where that cannot be done here.
     pub fn start(store: &MemoryStore, options: &str) -> Option<Self> {
