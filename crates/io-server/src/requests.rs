@@ -322,9 +322,9 @@ impl Store {
         self.load(&layout, key)?;
         let damages = self.damages;
         let group = self.group(key).expect("just loaded");
-        group.drop_entries(position, |entry| {
-            whole || entry.record.is_none() || after < entry.number
-        });
+        // Blocks that an earlier join rebuilt are the state at their decided mark: what is kept of them
+        // up to `after` may not be in its place yet, and nobody tells it as missed.
+        group.drop_entries(position, |entry| whole || after < entry.number);
         group.layout = layout;
         group.known = true;
         group.home = rejoined.home;

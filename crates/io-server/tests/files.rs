@@ -166,6 +166,51 @@ fn what_an_absent_slot_misses_is_told_and_a_rejoined_slot_is_rebuilt() {
     });
 }
 
+#[test] // Proves: F-4.
+fn what_an_earlier_join_rebuilt_outlives_the_next_one() {
+    // An I/O server that stood still for a while, twice, was never restarted, so that what the first
+    // repair laid in the journal was not in its place when the second began; it was dropped, and old
+    // bytes were read.
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let env = machine::env(Default::default());
+        format(&env, folder.path()).await;
+        let server = start(&env, folder.path(), 1).await;
+        let owner = Owner::new(&server, 7, 1, 1);
+        let rejoin = |after, prev| IoRequest::Rejoin {
+            fence: owner.fence(),
+            layout: Box::new(layout(7)),
+            after,
+            prev,
+            decided: prev,
+            lengths: vec![123],
+            home: braid_terms::DeviceId(9),
+            whole: false,
+        };
+        let old = blocks(1, 6);
+        let first = record(number(1, 1), NONE, vec![write(0, &old)]);
+        owner.prepare(first, &old, number(1, 1), number(1, 1)).await.unwrap();
+        report(owner.ask(rejoin(number(1, 1), number(1, 9)), &[]).await.0).unwrap();
+        let rebuilt = blocks(100, 3);
+        let changes = vec![write(1, &rebuilt)];
+        let rebuild = IoRequest::Rebuild { fence: owner.fence(), decided: number(1, 9), changes };
+        assert!(owner.ask(rebuild, &rebuilt).await.0.is_ok());
+        // Written after the close: one that is stable, one that is not.
+        let kept = block(200);
+        let next = record(number(1, 10), number(1, 9), vec![write(4, &kept)]);
+        owner.prepare(next, &kept, number(1, 10), number(1, 10)).await.unwrap();
+        let dropped = block(300);
+        let last = record(number(1, 11), number(1, 10), vec![write(1, &dropped)]);
+        owner.prepare(last, &dropped, number(1, 11), number(1, 10)).await.unwrap();
+        report(owner.ask(rejoin(number(1, 10), number(1, 20)), &[]).await.0).unwrap();
+        let expect = [&old[..4096], &rebuilt, &kept, &old[5 * 4096..]].concat();
+        assert!(owner.read(number(1, 20), 0, 6).await.unwrap() == expect, "other bytes");
+        owner.sync().await;
+        server.checkpoint().await.unwrap();
+        assert!(owner.read(number(1, 20), 0, 6).await.unwrap() == expect, "other bytes");
+    });
+}
+
 #[test] // Proves: F-9.
 fn a_removed_group_is_gone_and_its_grant_refused() {
     run(async {

@@ -68,7 +68,7 @@ pub const DEGRADED: u8 = 4;
 pub fn start_logging(arguments: &Cli) {
     // A server's processes say what they do; a command says only what is wrong.
     let usual = match arguments.command {
-        Command::Serve { .. } | Command::Role { .. } => "info,openraft=warn",
+        Command::Serve { .. } | Command::Role { .. } => "info,openraft=error",
         _ => "error",
     };
     let filter = match &arguments.global.log_level {

@@ -11,14 +11,24 @@ use serde_json::Value;
 /// Tests of one process take different ports; those of others are found taken.
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
-pub fn free_ports(count: u16) -> u16 {
+/// Ports that no other test takes as long as this lives, in whatever process it runs.
+pub struct Ports {
+    pub base: u16,
+    _lock: std::fs::File,
+}
+
+pub fn free_ports(count: u16) -> Ports {
     loop {
         let turn = NEXT.fetch_add(1, Ordering::Relaxed);
-        let spread = (std::process::id() as u16 % 97).wrapping_mul(160);
-        let base = 21_000 + (spread + turn.wrapping_mul(160)) % 11_000;
+        let spread = (std::process::id() as u16 % 68).wrapping_mul(160);
+        let base = 21_000 + (spread + turn.wrapping_mul(160)) % 10_880;
+        let path = std::env::temp_dir().join(format!("braid-test-ports-{base}"));
+        let Ok(lock) = std::fs::File::create(path) else { continue };
+        let exclusively = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        let is_ours = rustix::fs::flock(&lock, exclusively).is_ok();
         let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if (base..base + count).all(free) {
-            return base;
+        if is_ours && (base..base + count).all(free) {
+            return Ports { base, _lock: lock };
         }
     }
 }
@@ -26,11 +36,14 @@ pub fn free_ports(count: u16) -> u16 {
 pub struct Cluster {
     pub folder: tempfile::TempDir,
     pub ports: u16,
+    _reserved: Ports,
 }
 
 impl Cluster {
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(120) }
+        let reserved = free_ports(120);
+        let folder = tempfile::tempdir().unwrap();
+        Self { folder, ports: reserved.base, _reserved: reserved }
     }
 
     pub fn started(servers: u32) -> Self {
