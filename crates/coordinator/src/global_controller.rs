@@ -572,7 +572,7 @@ const AWAY: Duration = Duration::from_millis(1000);
 const RETURN_WAIT: Duration = Duration::from_millis(2000);
 
 /// How long an I/O server of the map counts as live before it was heard.
-const UNHEARD_DISK: Duration = Duration::from_millis(2500);
+const UNHEARD_DISK: Duration = Duration::from_millis(1700);
 
 /// Milliseconds after which an invalidation or the holdings may be there.
 const WAIT_SHORT: u32 = 50;

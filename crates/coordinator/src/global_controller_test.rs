@@ -222,7 +222,7 @@ fn who_could_not_renew_because_nobody_listened_is_not_silent() {
     assert_eq!(world.grant(woken, b, 7), Ownership::OwnedBy(a));
     world.renew(woken + 1000 * MS, 0).unwrap();
     assert!(world.tick(woken + LEASE).is_empty() && effects.is_empty() && world.effects.is_empty());
-    assert_eq!(world.tick(woken + 2 * LEASE).len(), 2);
+    assert_eq!(world.tick(woken + 3 * LEASE).len(), 2);
 }
 
 #[test] // Proves: O-2.

@@ -131,7 +131,7 @@ fn what_is_not_in_the_map_is_refused() {
 }
 
 #[test] // Proves: O-3, O-4, O-5.
-fn a_silent_owners_groups_are_had_within_five_seconds() {
+fn a_silent_owners_groups_are_had_within_four_seconds() {
     simulated::run(5, async |simulation| {
         let group = Group::start(&simulation, 3);
         let (_, silent) = group.register_lc(1, 1).await;
@@ -156,7 +156,7 @@ fn a_silent_owners_groups_are_had_within_five_seconds() {
             }
             sleep(SECOND / 4).await;
         }
-        assert!(begin.elapsed() > 3 * SECOND && begin.elapsed() < 5 * SECOND);
+        assert!(begin.elapsed() > SECOND && begin.elapsed() < 4 * SECOND);
         let map = group.map().await;
         assert_eq!(
             (map.servers[&ServerId(1)].lc, &*map.servers[&ServerId(1)].lccs),
@@ -181,12 +181,12 @@ fn a_leader_that_is_cut_off_renews_no_lease() {
             for other in (1..=3).filter(|other| *other != leader) {
                 simulation.partition_both(leader, other);
             }
-            let cut_off = client.call(&request, 4 * SECOND).await;
+            let cut_off = client.call(&request, 2 * SECOND).await;
             assert_eq!(cut_off.map(|_| ()), Err(CoordinatorError::Unreachable));
             let renewed = group.renew(lc).await;
             assert!(renewed.is_ok(), "the others have elected one of them: {renewed:?}");
             simulation.heal_all();
-            sleep(3 * SECOND).await;
+            sleep(2 * SECOND).await;
             assert!(group.renew(lc).await.is_ok());
         });
     }
@@ -276,7 +276,9 @@ fn a_failed_sync_ends_the_member_and_costs_nothing() {
             panic!("not recorded");
         };
         assert_eq!(first, again);
+        assert!(group.renew(lc).await.is_ok());
         sleep(2 * SECOND).await;
+        assert!(group.renew(lc).await.is_ok());
         assert_eq!(group.ends.borrow().iter().map(|end| end.0).collect::<Vec<_>>(), [leader]);
         group.restart(leader);
         sleep(2 * SECOND).await;
