@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use braid_client::{Client, ClusterFile, ServerEntry};
 use braid_coordinator::CoordinatorConfig;
-use braid_env::simulated::{SimProcess, Simulation};
+use braid_env::simulated::{SimDisk, SimProcess, Simulation};
 use braid_env::{Address, Env};
 use braid_io_server::{DiskIdentity, IoConfig, Limits, format_disk};
 use braid_local_controller::lc::{LcConfig, Threads};
@@ -95,7 +95,7 @@ impl Cluster {
         };
         for id in 1..=servers {
             let machine = simulation.machine(id);
-            machine.add_disk("/disk", 4 << 30);
+            machine.add_disk("/disk", DISK_SIZE);
             machine.add_disk("/coordinator", 1 << 30);
             let identity =
                 DiskIdentity { cluster: CLUSTER, disk: DiskId(id), identity: u128::from(id) };
@@ -113,13 +113,14 @@ impl Cluster {
         }
     }
 
-    /// Starts a process that does not run; nothing for a coordinator where none belongs.
+    /// Starts a process that does not run; nothing for a coordinator where none belongs, and without
+    /// power.
     pub fn start_process(&self, server: u32, role: Role) {
-        let alive = self.processes.borrow().get(&(server, role)).is_some_and(SimProcess::is_alive);
-        if alive || (role == Role::Coordinator && server > self.members) {
+        let machine = self.simulation.machine(server);
+        let belongs = role != Role::Coordinator || server <= self.members;
+        if self.runs(server, role) || !belongs || !machine.is_up() {
             return;
         }
-        let machine = self.simulation.machine(server);
         let coordinators: Vec<SocketAddr> = (1..=self.members)
             .map(|id| self.map.servers[&ServerId(id)].coordinator_address)
             .collect();
@@ -227,8 +228,25 @@ impl Cluster {
         }
     }
 
+    /// The disk of a server's portions.
+    #[must_use]
+    pub fn disk(&self, server: u32) -> SimDisk {
+        self.simulation.machine(server).disk("/disk").expect("every server has one")
+    }
+
+    /// Whether a process runs.
+    #[must_use]
+    pub fn runs(&self, server: u32, role: Role) -> bool {
+        self.processes.borrow().get(&(server, role)).is_some_and(SimProcess::is_alive)
+    }
+
     /// A client on a machine of its own.
     pub async fn client(&self, number: u32) -> Result<Client, braid_client::Error> {
+        self.client_in(self.simulation.machine(CLIENTS + number).env()).await
+    }
+
+    /// A client in a process of its own.
+    pub async fn client_in(&self, env: Env) -> Result<Client, braid_client::Error> {
         let servers = self.map.servers.values().map(|server| ServerEntry {
             id: server.id,
             lc: server.lc_address,
@@ -240,7 +258,7 @@ impl Cluster {
             name: self.map.name.clone(),
             servers: servers.collect(),
         };
-        Client::connect(self.simulation.machine(CLIENTS + number).env(), &file).await
+        Client::connect(env, &file).await
     }
 
     /// Open facts: suspect portions, and pending ones of ended controllers; `None` where no global
@@ -261,6 +279,9 @@ impl Cluster {
         Some((suspects, leader.facts.pending))
     }
 }
+
+/// Bytes of each disk of portions.
+pub const DISK_SIZE: u64 = 4 << 30;
 
 /// Pause before a process that ended is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);

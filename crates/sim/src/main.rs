@@ -14,6 +14,7 @@ cargo xtask sim [--seeds N] [--start S] [--seed S] [--ops N] [--servers N] [--tw
   --seed S     this one only
   --ops N      operations a seed (default 200)
   --servers N  servers, 3 or 6 (default 6)
+  --trace      prints what happens
   --twice      each seed twice; both must leave the same trace";
 
 struct Options {
@@ -40,6 +41,7 @@ fn parse() -> Option<Options> {
                 }
             }
             "--twice" => options.twice = true,
+            "--trace" => options.settings.trace = true,
             _ => return None,
         }
     }

@@ -79,6 +79,11 @@ impl SimDisk {
         *self.0.sync_latency.borrow_mut() = range;
     }
 
+    /// A sync takes as long as it did at the beginning.
+    pub fn set_usual_sync_latency(&self) {
+        self.set_sync_latency(SYNC_LATENCY);
+    }
+
     /// The next `count` syncs fail with EIO, and what they should have saved is lost at a power cut.
     pub fn fail_syncs(&self, count: u32) {
         self.0.syncs_to_fail.set(count);
