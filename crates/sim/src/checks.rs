@@ -6,8 +6,8 @@ use braid_client::{Client, Error};
 use tokio::time::{sleep, timeout};
 
 use crate::faults::Rules;
-use crate::operations::{DIRECTORIES, LOGS, directory_of, read_all, slashed};
-use crate::oracle::Sight;
+use crate::operations::{DIRECTORIES, LOGS, directory_of, maker_of, read_all, slashed};
+use crate::oracle::{OpId, Sight};
 use crate::run::World;
 
 impl World {
@@ -23,11 +23,17 @@ impl World {
             self.list(&client, directory).await;
         }
         let names = self.oracle.borrow().names();
+        let mut settled = Vec::new();
         for name in names {
-            self.check_name(&client, &name).await;
+            let found = self.check_name(&client, &name).await;
             if self.violation.borrow().is_some() {
                 return;
             }
+            settled.push((name, found));
+        }
+        // Only now: what a name may be follows from what others were.
+        for (name, found) in settled {
+            self.oracle.borrow_mut().settle_name(&name, found);
         }
         for log in LOGS {
             self.check_log(&client, log).await;
@@ -61,35 +67,32 @@ impl World {
         is_healed
     }
 
-    /// A name stands for what it may, its file reads right, and is synced.
-    async fn check_name(&self, client: &Client, name: &str) {
+    /// A name stands for what it may, its file reads right, and is synced; what made it.
+    async fn check_name(&self, client: &Client, name: &str) -> Option<OpId> {
         let is_file = name.rsplit('/').next().is_some_and(|last| last.starts_with('f'));
         if !is_file {
             let found = self.look(client, name).await;
-            let maker = found.as_ref().and_then(crate::operations::maker_of);
-            return self.oracle.borrow_mut().settle_name(name, maker);
+            return found.as_ref().and_then(maker_of);
         }
-        let begin = self.oracle.borrow_mut().now();
-        let file = match client.open(name).await {
-            Ok(file) => file,
-            Err(Error::NotFound { .. }) => {
-                let mut oracle = self.oracle.borrow_mut();
-                let checked = oracle.saw_name(name, begin, Sight::Nothing);
-                oracle.settle_name(name, None);
-                drop(oracle);
-                if let Err(wrong) = checked {
-                    self.violate(format!("after healing: {wrong}"));
+        let Some(maker) = self.look(client, name).await.as_ref().and_then(maker_of) else {
+            let begin = self.oracle.borrow_mut().now();
+            return match client.open(name).await {
+                Err(Error::NotFound { .. }) => {
+                    let checked = self.oracle.borrow_mut().saw_name(name, begin, Sight::Nothing);
+                    checked.err().into_iter().for_each(|wrong| self.violate(wrong));
+                    None
                 }
-                return;
-            }
-            Err(error) => return self.violate(format!("after healing: open {name}: {error}")),
+                _ => {
+                    self.violate(format!("after healing: {name} cannot be looked up"));
+                    None
+                }
+            };
         };
-        drop(file);
         let Some((op, bytes)) = self.read(client, name).await else {
             if self.violation.borrow().is_none() {
-                self.unreadable(client, name).await;
+                self.unreadable(client, name, maker).await;
             }
-            return;
+            return None;
         };
         if self.was_cut.get() {
             let checked = self.oracle.borrow().check_prefix(op);
@@ -99,26 +102,22 @@ impl World {
         }
         let synced = async { client.open(name).await?.sync().await };
         if let Err(error) = synced.await {
-            return self.violate(format!("after healing: sync of {name}: {error}"));
+            self.violate(format!("after healing: sync of {name}: {error}"));
         }
-        let mut oracle = self.oracle.borrow_mut();
-        oracle.settle_name(name, Some(op));
-        oracle.settle_file(op, &bytes);
+        self.oracle.borrow_mut().settle_file(op, &bytes);
+        Some(op)
     }
 
     /// Only what was never synced may be lost in a power cut of the site.
-    async fn unreadable(&self, client: &Client, name: &str) {
-        let found = self.look(client, name).await;
-        let maker = found.as_ref().and_then(crate::operations::maker_of);
-        let may_be = maker.is_some_and(|op| self.oracle.borrow().may_be_lost(op));
+    async fn unreadable(&self, client: &Client, name: &str, maker: OpId) {
+        let may_be = self.oracle.borrow().may_be_lost(maker);
         if !self.was_cut.get() || !may_be {
             return self.violate(format!("after healing: {name} cannot be read"));
         }
         self.reach("a file that was never synced is lost");
         if let Err(error) = client.unlink(name).await {
-            return self.violate(format!("after healing: unlink of {name}: {error}"));
+            self.violate(format!("after healing: unlink of {name}: {error}"));
         }
-        self.oracle.borrow_mut().settle_name(name, None);
     }
 
     async fn check_log(&self, client: &Client, log: &str) {

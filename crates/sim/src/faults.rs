@@ -181,8 +181,7 @@ impl World {
     /// Every process of a role on some servers, or on all.
     async fn kill_all(&self, settings: Settings, role: Role) {
         self.reach("a role killed on many servers");
-        let servers: Vec<u32> =
-            (1..=settings.servers).filter(|_| self.random(4) != 0).collect();
+        let servers: Vec<u32> = (1..=settings.servers).filter(|_| self.random(4) != 0).collect();
         self.tell(|| format!("{role:?} of servers {servers:?} killed"));
         servers.iter().for_each(|server| self.cluster.kill(*server, role));
         sleep(self.span(2000)).await;

@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .without_time()
+        .with_ansi(false)
         .init();
     let env = machine::env(Default::default());
     let started = env.now();

@@ -352,6 +352,7 @@ impl World {
         };
         self.note("append", &flushed);
         let Ok(at) = flushed else { return };
+        self.tell(|| format!("   append {op} went to {at}"));
         self.oracle.borrow_mut().appended(log, op, at);
         if self.random(3) == 0 {
             let begin = self.now();

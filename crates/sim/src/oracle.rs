@@ -27,8 +27,8 @@ mod register;
 
 pub use content::fill;
 use content::{FileModel, LogModel, LogRead};
-pub use register::{OpId, Tick};
 use register::{Interval, Register};
+pub use register::{OpId, Tick};
 
 /// What a name may stand for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -173,16 +173,16 @@ impl Oracle {
 
     fn may_be_one(&self, op: OpId, one: &str, other: &str) -> bool {
         let begin = self.get(op).interval.begin;
-        let all = |name| self.things(name, (begin, Tick::MAX), op, 0);
+        let all = |name| self.things(name, (begin, Tick::MAX), Some(op), 0);
         let others = all(other);
         all(one).iter().any(|thing| others.contains(thing))
     }
 
     /// All that `name` may have stood for at some time between two moments, without `but`'s doing.
-    fn things(&self, name: &str, during: (Tick, Tick), but: OpId, depth: u32) -> Vec<OpId> {
+    fn things(&self, name: &str, during: (Tick, Tick), but: Option<OpId>, depth: u32) -> Vec<OpId> {
         let Some(register) = self.names.get(name) else { return Vec::new() };
         let mut things = Vec::new();
-        for candidate in register.between(during.0, during.1).filter(|c| c.op != but) {
+        for candidate in register.between(during.0, during.1).filter(|c| Some(c.op) != but) {
             match &candidate.value {
                 Named::Nothing => {}
                 Named::Thing(thing) => things.push(*thing),
@@ -215,7 +215,7 @@ impl Oracle {
                 (Named::Thing(thing), Sight::Thing(found)) => *thing == found,
                 (Named::From(source), Sight::Thing(found)) => {
                     let until = interval.end.min(end);
-                    self.things(source, (interval.begin, until), OpId(0), 0).contains(&found)
+                    self.things(source, (interval.begin, until), None, 0).contains(&found)
                 }
             };
             if does_fit {
@@ -289,8 +289,7 @@ impl Oracle {
         };
         let seen = model.saw(begin, end, bytes);
         let seen = seen.map_err(|wrong| {
-            let known: Vec<String> =
-                wrong.candidates.iter().map(|op| self.describe(*op)).collect();
+            let known: Vec<String> = wrong.candidates.iter().map(|op| self.describe(*op)).collect();
             format!(
                 "{}: {}, seen from {begin} to {end}; it may be {known:?}",
                 self.describe(file),

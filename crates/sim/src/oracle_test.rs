@@ -88,8 +88,7 @@ fn a_power_cut_takes_what_was_not_synced_and_leaves_a_prefix() {
     let begin = oracle.now();
     let none = bytes(&[(file, 0, 100)]);
     assert!(oracle.saw_file(file, begin, &none).is_err(), "the first was synced");
-    let gap =
-        bytes(&[(first, 0, 10), (file, 10, 20), (third, 20, 30), (file, 30, 100)]);
+    let gap = bytes(&[(first, 0, 10), (file, 10, 20), (third, 20, 30), (file, 30, 100)]);
     oracle.saw_file(file, begin, &gap).expect("each range by itself is explained");
     assert!(oracle.check_prefix(file).is_err(), "the third without the second");
 }

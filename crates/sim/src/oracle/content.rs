@@ -162,8 +162,11 @@ impl FileModel {
             let mut fits = Vec::new();
             for candidate in register.between(begin, end) {
                 candidates.push(candidate.op);
-                let does_fit =
-                    if is_behind { candidate.value == Held::Zeros } else { is(candidate.value, *start, found) };
+                let does_fit = if is_behind {
+                    candidate.value == Held::Zeros
+                } else {
+                    is(candidate.value, *start, found)
+                };
                 if does_fit {
                     fits.push(candidate.op);
                 }
