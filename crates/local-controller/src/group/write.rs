@@ -46,10 +46,14 @@ impl Group {
         }
         let lengths = self.lengths_after(&change);
         let (_, decided) = self.submit(RecordKind::Write, images, lengths, Some(guard))?;
-        let number = decided.await.map_err(|_| WriteError::LostOwnership)??;
-        let lcc = self.lcc()?;
+        // It has a number: from here on the next owner may find it and keep it.
+        let number = match decided.await {
+            Ok(Err(WriteError::LostOwnership)) | Err(_) => return Err(WriteError::OutcomeUnknown),
+            Ok(decided) => decided?,
+        };
+        let lcc = self.lcc().map_err(|_| WriteError::OutcomeUnknown)?;
         lcc.count(|counters| counters.writes += 1);
-        if lcc.lease_valid() { Ok(number) } else { Err(WriteError::LostOwnership) }
+        if lcc.lease_valid() { Ok(number) } else { Err(WriteError::OutcomeUnknown) }
     }
 
     /// Waits until everything up to `number` is stable, and sees to it. Source: W-9.
