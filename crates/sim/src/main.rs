@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use braid_env::machine;
-use braid_sim::{Settings, run_seed};
+use braid_sim::{Outcome, Settings, run_seed};
 
 const HELP: &str = "\
 cargo xtask sim [--seeds N] [--start S] [--seed S] [--ops N] [--servers N] [--twice]
@@ -13,7 +13,9 @@ cargo xtask sim [--seeds N] [--start S] [--seed S] [--ops N] [--servers N] [--tw
   --seeds N    how many seeds (default 10), from --start (default 1) on
   --seed S     this one only
   --ops N      operations a seed (default 200)
-  --servers N  servers, 3 or 6 (default 6)
+  --servers N  servers, 3 to 12 (default 6); files are raid5/2+1 on fewer than 6, else rs/4+2
+  --clients N  clients (default 3)
+  --rounds N   rounds of faults (default 2)
   --trace      prints what happens
   --twice      each seed twice; both must leave the same trace";
 
@@ -35,17 +37,17 @@ fn parse() -> Option<Options> {
             "--seed" => (options.start, options.count) = (number()?, 1),
             "--ops" => options.settings.operations = number()?,
             "--servers" => {
-                options.settings.servers = u32::try_from(number()?).ok()?;
-                if options.settings.servers < 6 {
-                    options.settings.scheme = "raid5/2+1".parse().ok()?;
-                }
+                let servers = u32::try_from(number()?).ok().filter(|n| (3..=12).contains(n))?;
+                options.settings = options.settings.with_servers(servers);
             }
+            "--clients" => options.settings.clients = u32::try_from(number()?).ok()?,
+            "--rounds" => options.settings.rounds = u32::try_from(number()?).ok()?,
             "--twice" => options.twice = true,
             "--trace" => options.settings.trace = true,
             _ => return None,
         }
     }
-    (options.settings.servers >= 3).then_some(options)
+    Some(options)
 }
 
 fn main() -> ExitCode {
@@ -61,43 +63,67 @@ fn main() -> ExitCode {
         .init();
     let env = machine::env(Default::default());
     let started = env.now();
-    let mut operations = 0;
-    let mut reads = 0;
-    let mut reached: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let mut total = Total::default();
     for seed in options.start..options.start + options.count {
-        // A thread of its own, so that nothing of one seed is left for the next.
-        let settings = options.settings;
-        let run = || std::thread::spawn(move || run_seed(seed, settings)).join();
-        let Ok(outcome) = run() else {
-            println!(
-                "seed {seed}: panicked; again: cargo xtask sim --seed {seed} --ops {}",
-                settings.operations
-            );
-            return ExitCode::FAILURE;
-        };
-        if options.twice && run().ok().as_ref() != Some(&outcome) {
-            println!("seed {seed}: two runs differ");
-            return ExitCode::FAILURE;
-        }
-        operations += outcome.operations;
-        reads += outcome.reads;
-        for (what, count) in outcome.reached {
-            *reached.entry(what).or_insert(0) += count;
-        }
-        if let Some(violation) = outcome.violation {
-            println!("seed {seed}: {violation}");
-            println!("again: cargo xtask sim --seed {seed} --ops {}", settings.operations);
-            return ExitCode::FAILURE;
+        let outcome = run(seed, &options);
+        if let Err(wrong) = total.add(outcome) {
+            println!("seed {seed}: {wrong}");
+            println!("  again: {}", options.settings.command(seed));
         }
     }
     let seconds = (env.now() - started).max(Duration::from_millis(1)).as_secs_f64();
     println!(
-        "{} seeds, {operations} operations, {reads} reads compared, {seconds:.1} s, {:.0} operations/s, no violation",
+        "{} seeds, {} failed; {} operations, {} reads compared, {seconds:.1} s, {:.2} seeds/s, {:.0} operations/s",
         options.count,
-        operations as f64 / seconds
+        total.failed,
+        total.operations,
+        total.reads,
+        options.count as f64 / seconds,
+        total.operations as f64 / seconds
     );
-    for (what, count) in reached {
+    for (what, count) in total.reached {
         println!("  reached {count:>6} times: {what}");
     }
-    ExitCode::SUCCESS
+    if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a seed in a thread of its own, so that nothing of it is left for the next.
+///
+/// Errors: it panicked, or two runs differ.
+fn run(seed: u64, options: &Options) -> Result<Outcome, String> {
+    let settings = options.settings;
+    let once = || std::thread::spawn(move || run_seed(seed, settings)).join();
+    let outcome = once().map_err(|_| "panicked".to_owned())?;
+    if options.twice && once().ok().as_ref() != Some(&outcome) {
+        return Err("two runs differ".to_owned());
+    }
+    Ok(outcome)
+}
+
+/// What all seeds came to.
+#[derive(Default)]
+struct Total {
+    failed: u64,
+    operations: u64,
+    reads: u64,
+    reached: BTreeMap<&'static str, u64>,
+}
+
+impl Total {
+    /// Errors: what was wrong with this seed.
+    fn add(&mut self, outcome: Result<Outcome, String>) -> Result<(), String> {
+        let outcome = outcome.inspect_err(|_| self.failed += 1)?;
+        self.operations += outcome.operations;
+        self.reads += outcome.reads;
+        for (what, count) in outcome.reached {
+            *self.reached.entry(what).or_insert(0) += count;
+        }
+        match outcome.violation {
+            Some(violation) => {
+                self.failed += 1;
+                Err(violation)
+            }
+            None => Ok(()),
+        }
+    }
 }

@@ -146,6 +146,9 @@ impl Oracle {
     /// An operation on names was answered with success.
     pub fn ended(&mut self, op: OpId) {
         let end = self.now();
+        if self.was_cut_since(self.get(op).interval.begin) {
+            return;
+        }
         let names = self.get(op).names.clone();
         if let [to, from] = &names[..]
             && self.may_be_one(op, from, to)
@@ -157,6 +160,13 @@ impl Oracle {
         for name in names {
             self.names.get_mut(&name).expect("begun").ended(op, end);
         }
+    }
+
+    /// What was done in part before a power cut of the site may be lost although the rest was
+    /// answered after it: such operations and syncs tell nothing. (The loss number of W-9 would say
+    /// so to the client.)
+    fn was_cut_since(&self, begin: Tick) -> bool {
+        begin < self.cut
     }
 
     /// An operation was refused, and surely did nothing.
@@ -270,6 +280,9 @@ impl Oracle {
     /// A change of a file was answered with success.
     pub fn changed(&mut self, op: OpId) {
         let end = self.now();
+        if self.was_cut_since(self.get(op).interval.begin) {
+            return;
+        }
         self.ops[op.index()].interval.end = end;
         if let Some(file) = self.get(op).file
             && let Some(model) = self.files.get_mut(&file)
@@ -305,6 +318,9 @@ impl Oracle {
 
     /// A sync of a file, begun then, was answered with success.
     pub fn synced_file(&mut self, file: OpId, begin: Tick) {
+        if self.was_cut_since(begin) {
+            return;
+        }
         if let Some(model) = self.files.get_mut(&file) {
             model.synced(begin);
         }
@@ -312,6 +328,9 @@ impl Oracle {
 
     /// A sync of the directory that keeps these names, begun then, was answered with success.
     pub fn synced_names(&mut self, begin: Tick, in_directory: impl Fn(&str) -> bool) {
+        if self.was_cut_since(begin) {
+            return;
+        }
         for (_, register) in self.names.iter_mut().filter(|(name, _)| in_directory(name)) {
             register.synced(begin);
         }
@@ -376,12 +395,18 @@ impl Oracle {
     /// It went there.
     pub fn appended(&mut self, name: &str, op: OpId, at: u64) {
         let end = self.now();
+        if self.was_cut_since(self.get(op).interval.begin) {
+            return;
+        }
         self.ops[op.index()].interval.end = end;
         self.logs.get_mut(name).expect("a log").ended(op, end, at);
     }
 
     /// A sync of a log, begun then, was answered with success.
     pub fn synced_log(&mut self, name: &str, begin: Tick) {
+        if self.was_cut_since(begin) {
+            return;
+        }
         self.logs.get_mut(name).expect("a log").synced(begin);
     }
 

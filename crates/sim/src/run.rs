@@ -51,6 +51,27 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// So many servers, with a scheme that they can keep.
+    #[must_use]
+    pub fn with_servers(self, servers: u32) -> Self {
+        let scheme = match servers {
+            0..6 => RaidScheme::Raid5 { data: 2 },
+            _ => RaidScheme::Rs { data: 4, parity: 2 },
+        };
+        Self { servers, scheme, ..self }
+    }
+
+    /// The command that runs a seed again.
+    #[must_use]
+    pub fn command(&self, seed: u64) -> String {
+        let Self { servers, clients, operations, rounds, .. } = self;
+        format!(
+            "cargo xtask sim --seed {seed} --servers {servers} --clients {clients} --ops {operations} --rounds {rounds}"
+        )
+    }
+}
+
 /// What a seed came to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Outcome {
