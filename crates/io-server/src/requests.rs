@@ -323,7 +323,8 @@ impl Store {
         let damages = self.damages;
         let group = self.group(key).expect("just loaded");
         group.drop_entries(position, |entry| {
-            whole || entry.record.is_none() || after < entry.number
+            (whole || entry.record.is_none() || after < entry.number)
+                && !braid_terms::planted!("F-4/a-rejoin-keeps-its-records")
         });
         group.layout = layout;
         group.known = true;
@@ -576,7 +577,7 @@ impl Store {
             group.aborted.iter().for_each(|(_, range)| blocked.add(*range));
         }
         seen.iter().for_each(|range| blocked.add(range));
-        if !over_blocks {
+        if !over_blocks && !braid_terms::planted!("W-8/direct-over-blocks-that-exist") {
             for run in runs(range) {
                 let of_group = run.first / GROUP_BLOCKS;
                 let checksums = self.files.checksums(name, of_group);

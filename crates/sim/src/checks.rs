@@ -5,14 +5,14 @@ use std::time::Duration;
 use braid_client::{Client, Error};
 use tokio::time::{sleep, timeout};
 
-use crate::faults::Rules;
+use crate::cluster::Role;
 use crate::operations::{DIRECTORIES, LOGS, directory_of, maker_of, read_all, slashed};
 use crate::oracle::{OpId, Sight};
-use crate::run::World;
+use crate::run::{Settings, World};
 
 impl World {
     /// Facts close; everything is read, synced, and from then on known for sure.
-    pub async fn check_healed(&self, _rules: &Rules) {
+    pub async fn check_healed(&self, settings: Settings) {
         if !self.heals().await {
             return;
         }
@@ -45,7 +45,39 @@ impl World {
             }
         }
         // What was found bad while everything was read is repaired, too.
-        self.heals().await;
+        if self.heals().await && self.violation.borrow().is_none() {
+            self.check_redundancy(settings).await;
+        }
+    }
+
+    /// Everything reads right without any m servers: parity is right wherever it is needed. Several
+    /// sets of servers, together all or nearly all of them.
+    async fn check_redundancy(&self, settings: Settings) {
+        let mut servers: Vec<u32> = (1..=settings.servers).collect();
+        let parity = settings.scheme.parity();
+        for _ in 0..2 {
+            let out: Vec<u32> = (0..parity)
+                .map(|_| servers.swap_remove(self.random(servers.len() as u64) as usize))
+                .collect();
+            self.tell(|| format!("everything is read without the I/O servers {out:?}"));
+            out.iter().for_each(|server| self.cluster.kill(*server, Role::Io));
+            let Ok(client) = self.cluster.client(0).await else {
+                return self.violate("no client can connect while m are out".to_owned());
+            };
+            let names = self.oracle.borrow().names();
+            for name in names.iter().filter(|name| is_file(name)) {
+                if self.oracle.borrow().stands_for_something(name)
+                    && self.read(&client, name).await.is_none()
+                {
+                    self.violate(format!("{name} cannot be read without {out:?}"));
+                }
+            }
+            self.reach("everything read without m servers");
+            self.cluster.bring_back();
+            if self.violation.borrow().is_some() || !self.heals().await {
+                return;
+            }
+        }
     }
 
     async fn heals(&self) -> bool {
@@ -69,8 +101,7 @@ impl World {
 
     /// A name stands for what it may, its file reads right, and is synced; what made it.
     async fn check_name(&self, client: &Client, name: &str) -> Option<OpId> {
-        let is_file = name.rsplit('/').next().is_some_and(|last| last.starts_with('f'));
-        if !is_file {
+        if !is_file(name) {
             let found = self.look(client, name).await;
             return found.as_ref().and_then(maker_of);
         }
@@ -137,6 +168,11 @@ impl World {
         }
         assert!(DIRECTORIES.contains(&directory_of(log)), "logs are where nothing is removed");
     }
+}
+
+/// Whether a name is one that only files have.
+fn is_file(name: &str) -> bool {
+    name.rsplit('/').next().is_some_and(|last| last.starts_with('f'))
 }
 
 /// Longest healing, in simulated time.

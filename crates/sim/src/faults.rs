@@ -132,6 +132,12 @@ impl World {
         self.reach("power cut of a machine");
         self.tell(|| format!("power cut of server {server}"));
         self.cluster.power_cut(server);
+        if self.random(4) == 0
+            && let Some(path) = self.cluster.disk(server).lose_random_file("portions/")
+        {
+            self.reach("portion file lost");
+            self.tell(|| format!("{path} of server {server} is lost"));
+        }
         sleep(self.span(6000)).await;
         if !self.simulation.machine(server).is_up() {
             self.simulation.machine(server).power_on();
@@ -280,7 +286,8 @@ impl World {
 
     fn rot(&self, server: u32) {
         for _ in 0..1 + self.random(4) {
-            if let Some((path, at)) = self.cluster.disk(server).flip_random_bit("portions/") {
+            let folder = if self.random(4) == 0 { "journal/" } else { "portions/" };
+            if let Some((path, at)) = self.cluster.disk(server).flip_random_bit(folder) {
                 self.reach("bit rot");
                 self.tell(|| format!("rot on server {server}: {path} at {at}"));
             }

@@ -16,6 +16,7 @@ mod cluster;
 mod faults;
 mod operations;
 mod oracle;
+pub mod planted;
 mod run;
 
 pub use cluster::{Cluster, Role};

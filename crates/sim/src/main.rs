@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use braid_env::machine;
+use braid_sim::planted::{ALL, Planted};
 use braid_sim::{Outcome, Settings, run_seed};
 
 const HELP: &str = "\
@@ -17,17 +18,26 @@ cargo xtask sim [--seeds N] [--start S] [--seed S] [--ops N] [--servers N] [--tw
   --clients N  clients (default 3)
   --rounds N   rounds of faults (default 2)
   --trace      prints what happens
+  --planted    plants each bug of the list in turn; how many seeds until it is found
+  --plant NAME plants one bug
   --twice      each seed twice; both must leave the same trace";
 
 struct Options {
     start: u64,
     count: u64,
     twice: bool,
+    all_planted: bool,
     settings: Settings,
 }
 
 fn parse() -> Option<Options> {
-    let mut options = Options { start: 1, count: 10, twice: false, settings: Settings::default() };
+    let mut options = Options {
+        start: 1,
+        count: 10,
+        twice: false,
+        all_planted: false,
+        settings: Settings::default(),
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|text| text.parse::<u64>().ok());
@@ -43,6 +53,8 @@ fn parse() -> Option<Options> {
             "--clients" => options.settings.clients = u32::try_from(number()?).ok()?,
             "--rounds" => options.settings.rounds = u32::try_from(number()?).ok()?,
             "--twice" => options.twice = true,
+            "--planted" => options.all_planted = true,
+            "--plant" => options.settings.planted = Some(Planted::find(&arguments.next()?)?),
             "--trace" => options.settings.trace = true,
             _ => return None,
         }
@@ -63,6 +75,13 @@ fn main() -> ExitCode {
         .init();
     let env = machine::env(Default::default());
     let started = env.now();
+    if (options.all_planted || options.settings.planted.is_some()) && !cfg!(feature = "planted") {
+        eprintln!("this build cannot plant bugs: it needs the feature `planted`");
+        return ExitCode::from(2);
+    }
+    if options.all_planted {
+        return find_planted(&options);
+    }
     let mut total = Total::default();
     for seed in options.start..options.start + options.count {
         let outcome = run(seed, &options);
@@ -85,6 +104,38 @@ fn main() -> ExitCode {
         println!("  reached {count:>6} times: {what}");
     }
     if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Plants each bug in turn and runs seeds, of three and of six servers, until it is found.
+fn find_planted(options: &Options) -> ExitCode {
+    // A planted bug may well end in an assertion: that counts as found.
+    std::panic::set_hook(Box::new(|_| {}));
+    println!("| rule | what was broken | seeds until found | found as |");
+    println!("|---|---|---|---|");
+    let mut missed = 0;
+    for planted in ALL {
+        let settings = Settings { planted: Some(*planted), ..options.settings };
+        let found =
+            (options.start..options.start + options.count).zip(1_u64..).find_map(|(seed, nth)| {
+                let settings = settings.with_servers(if nth.is_multiple_of(2) { 3 } else { 6 });
+                let outcome = std::thread::spawn(move || run_seed(seed, settings)).join();
+                let violation = outcome.map_or(Some("an assertion".to_owned()), |o| o.violation)?;
+                Some((nth, violation))
+            });
+        let what = format!("| {} | {} ({})", planted.rule(), planted.what, planted.name);
+        match found {
+            Some((nth, violation)) => {
+                let short: String = violation.chars().take(100).collect();
+                println!("{what} | {nth} | {} |", short.replace('|', "/"));
+            }
+            None => {
+                missed += 1;
+                println!("{what} | not in {} | |", options.count);
+            }
+        }
+    }
+    println!("{missed} of {} not found", ALL.len());
+    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Runs a seed in a thread of its own, so that nothing of it is left for the next.

@@ -427,6 +427,13 @@ impl Oracle {
         log.synced(synced);
     }
 
+    /// Whether a name is known to stand for something.
+    #[must_use]
+    pub fn stands_for_something(&self, name: &str) -> bool {
+        let value = self.names.get(name).and_then(Register::value);
+        value.is_some_and(|candidate| candidate.value != Named::Nothing)
+    }
+
     /// All names that were ever used.
     #[must_use]
     pub fn names(&self) -> Vec<String> {

@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use crate::cluster::{CLIENTS, Cluster};
 use crate::faults::Rules;
 use crate::oracle::Oracle;
+use crate::planted::Planted;
 
 /// How a seed is run.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +37,8 @@ pub struct Settings {
     pub rounds: u32,
     /// Whether what happens is printed.
     pub trace: bool,
+    /// The bug that is planted; only in builds with the feature `planted`.
+    pub planted: Option<Planted>,
 }
 
 impl Default for Settings {
@@ -47,6 +50,7 @@ impl Default for Settings {
             operations: 200,
             rounds: 2,
             trace: false,
+            planted: None,
         }
     }
 }
@@ -66,8 +70,9 @@ impl Settings {
     #[must_use]
     pub fn command(&self, seed: u64) -> String {
         let Self { servers, clients, operations, rounds, .. } = self;
+        let planted = self.planted.map_or_else(String::new, |p| format!(" --plant {}", p.name));
         format!(
-            "cargo xtask sim --seed {seed} --servers {servers} --clients {clients} --ops {operations} --rounds {rounds}"
+            "cargo xtask sim --seed {seed} --servers {servers} --clients {clients} --ops {operations} --rounds {rounds}{planted}"
         )
     }
 }
@@ -107,6 +112,8 @@ pub struct World {
 /// Runs one seed in a world of its own.
 #[must_use]
 pub fn run_seed(seed: u64, settings: Settings) -> Outcome {
+    #[cfg(feature = "planted")]
+    braid_terms::plant(settings.planted.map(|planted| planted.name));
     simulated::run(seed, async |simulation: Simulation| {
         let cluster = Cluster::start(&simulation, settings.servers, settings.scheme).await;
         let world = World {
@@ -185,7 +192,7 @@ impl World {
             self.violate("an operation does not end after the faults".to_owned());
         }
         if self.violation.borrow().is_none() {
-            self.check_healed(&rules).await;
+            self.check_healed(settings).await;
         }
     }
 

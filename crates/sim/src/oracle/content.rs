@@ -255,13 +255,12 @@ impl FileModel {
     pub fn settle(&mut self, bytes: &[u8]) {
         let length = bytes.len() as u64;
         self.ranges.retain(|start, _| *start < length);
-        for (start, register) in &mut self.ranges {
-            let rest = &bytes[usize::try_from(*start).expect("within the bytes")..];
-            let first = rest.len().min(8);
-            let is_zero = rest[..first].iter().all(|byte| *byte == 0);
-            let value = register.value().map(|candidate| candidate.value);
-            let value = if is_zero { Held::Zeros } else { value.unwrap_or(Held::Zeros) };
-            *register = Register::new(value);
+        let starts: Vec<u64> = self.ranges.keys().copied().chain([length]).collect();
+        for (register, ends) in self.ranges.values_mut().zip(starts.windows(2)) {
+            let found = &bytes[ends[0] as usize..ends[1] as usize];
+            let fits = |held: &Held| is(*held, ends[0], found);
+            let mut held = register.candidates().iter().rev().map(|candidate| candidate.value);
+            *register = Register::new(held.find(fits).unwrap_or(Held::Zeros));
         }
         self.ranges.insert(length, Register::new(Held::Zeros));
         let interval = Interval { begin: 0, end: 0 };
