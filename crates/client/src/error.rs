@@ -138,7 +138,7 @@ impl Error {
             LccRefusal::BadRequest { reason } => Self::Invalid { path, reason },
             LccRefusal::TooBig => Self::TooBig { path },
             LccRefusal::Unavailable { reason } => Self::Unavailable { path, reason },
-            LccRefusal::NotOwner { .. } => {
+            LccRefusal::NotOwner { .. } | LccRefusal::OutcomeUnknown => {
                 Self::Unavailable { path, reason: "its owner is changing".into() }
             }
             refusal => Self::Protocol { path, reason: format!("{refusal:?}") },

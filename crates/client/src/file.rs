@@ -428,11 +428,42 @@ impl FileReader {
 }
 
 impl File {
-    /// Exactly these bytes: the file was that long when the reader began.
+    /// These bytes: the file was that long when the reader began. Fewer only where its size said
+    /// more than there is.
     async fn read_whole(&self, at: u64, length: u64) -> Result<Bytes, Error> {
         let length = usize::try_from(length).expect("a piece fits the memory");
         let bytes = self.read(at, length).await?;
-        if bytes.len() == length { Ok(bytes) } else { Err(self.changes_too_fast()) }
+        if bytes.len() == length || self.correct_size(at + bytes.len() as u64).await? {
+            Ok(bytes)
+        } else {
+            Err(self.changes_too_fast())
+        }
+    }
+
+    /// The device ends at `end`; whether the size in the attributes said more although nobody is
+    /// changing the file, and is right now. A power cut of all servers may have taken bytes that
+    /// were never synced, or a client have stopped half way through a cut.
+    async fn correct_size(&self, end: u64) -> Result<bool, Error> {
+        let node = self.look().await?;
+        let (FileData::Device(layout), false) = (&node.attributes.data, node.attributes.open)
+        else {
+            return Ok(false);
+        };
+        let length = self.inner.device_length(layout).await?;
+        if end < length || node.attributes.size <= length {
+            return Ok(false);
+        }
+        let changes = AttributeChanges {
+            size: Some(length),
+            size_exact: true,
+            only_version: Some(node.attributes.version),
+            ..AttributeChanges::default()
+        };
+        match self.set(changes).await {
+            Ok(()) => Ok(true),
+            Err(Error::Conflict { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -304,7 +304,8 @@ impl Directory {
 
     /// Gives something a new name, here or in another directory.
     ///
-    /// Not atomic over a stop of this client when the directories differ: both names may stay.
+    /// Not atomic over a stop of this client when the directories differ: both names may stay, as
+    /// two links of one file, or the count of its names is one too high.
     pub async fn rename(
         &self,
         from: &[u8],
@@ -394,15 +395,21 @@ impl Directory {
             target.check_not_below(moved, to).await?;
         }
         let if_exists = if options.no_replace { IfExists::Fail } else { IfExists::Replace };
+        let home = entry.home.clone().unwrap_or_else(|| self.layout.clone());
         let enter = |replaced_directory| DirectoryOp::Enter {
             operation: self.inner.reach.operation(),
             name: Bytes::copy_from_slice(to),
             id: entry.id,
             kind: entry.kind,
-            home: entry.home.clone().unwrap_or_else(|| self.layout.clone()),
+            home: home.clone(),
             if_exists,
             replaced_directory,
         };
+        if moved.is_none() {
+            // The new name counts before it is there: who removes or replaces the old one meanwhile
+            // must not take the file with it.
+            self.inner.count(&home, entry.id, 1).await.map_err(|error| error.about(text(from)))?;
+        }
         let mut entered = target.ask(enter(None)).await;
         if matches!(entered, Err(Error::Exists { .. })) && !options.no_replace {
             let child = target.retire_replaced(from, to).await?;
@@ -411,15 +418,24 @@ impl Directory {
                 self.revive(&child, error).await;
             }
         }
+        if let Err(error) = &entered
+            && moved.is_none()
+            && !error.is_unavailable()
+        {
+            self.inner.count(&home, entry.id, -1).await?;
+        }
         let replaced = match entered.map_err(|error| error.about(text(to)))? {
             LccReply::Entry { replaced, .. } => replaced,
             reply => return Err(unexpected(&reply)),
         };
-        let flags = UnlinkFlags { keep: true, directory: moved.is_some() };
+        let flags = UnlinkFlags { keep: moved.is_some(), directory: moved.is_some() };
         let unlinked = self.ask(self.unlink_op(from, Some(entry.id), flags)).await;
         match unlinked {
-            Ok(_) => {}
-            // Somebody else removed or replaced the old name meanwhile.
+            Ok(LccReply::Removed { entry, .. }) => {
+                self.inner.count_down(entry.filter(|entry| entry.home.is_some())).await?;
+            }
+            Ok(reply) => return Err(unexpected(&reply)),
+            // Somebody else removed or replaced the old name meanwhile, and counted it.
             Err(Error::NotFound { .. } | Error::Conflict { .. }) => {}
             Err(error) => return Err(error.about(text(from))),
         }

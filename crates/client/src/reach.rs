@@ -8,6 +8,7 @@
 //! reply, refusal                 done; the owner is remembered
 //! NotOwner, with an owner        ask it
 //! NotOwner, nobody known         ask again soon
+//! OutcomeUnknown                 ask again soon, except for an append
 //! Unavailable                    ask again soon; after some time somebody else
 //! connection refused, broken     ask somebody else
 //! ```
@@ -220,6 +221,14 @@ impl Reach {
                 Attempt::Refused(LccRefusal::NotOwner { owner }) => {
                     search.reason = "its owner is changing".into();
                     self.follow(group, place, owner, &search)
+                }
+                Attempt::Refused(LccRefusal::OutcomeUnknown) => {
+                    search.reason = "its owner is changing".into();
+                    if once {
+                        let reason = format!("{}; the append may have been done", search.reason);
+                        return Err(Error::Unavailable { path: what(), reason });
+                    }
+                    self.follow(group, place, None, &search)
                 }
                 Attempt::Refused(LccRefusal::Unavailable { reason }) => {
                     search.reason = reason;

@@ -249,7 +249,10 @@ impl Group {
     /// How many of the kept entries may be applied: a prefix, stable and on the medium.
     #[must_use]
     pub fn applicable(&self, synced: JournalPosition) -> usize {
-        let fits = |entry: &&Entry| entry.number <= self.stable && entry.position <= synced;
+        let is_stable = |entry: &Entry| {
+            entry.number <= self.stable || braid_terms::planted!("W-9/apply-before-stable")
+        };
+        let fits = |entry: &&Entry| is_stable(entry) && entry.position <= synced;
         self.entries.iter().take_while(fits).count()
     }
 
@@ -282,6 +285,9 @@ impl Group {
     }
 
     fn note_missed(&mut self, record: &Record) {
+        if braid_terms::planted!("F-2/nothing-is-noted-as-missed") {
+            return;
+        }
         for (slot, range, joined) in self.misses_of(record) {
             let map = if joined { &mut self.missed_joining } else { &mut self.missed };
             map.add(slot, range);

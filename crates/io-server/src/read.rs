@@ -255,7 +255,10 @@ impl Plan {
 // Later entries lie over earlier ones.
 fn paint(group: &Group, read: &Read, range: BlockRange, cells: &mut [Cell]) {
     let end = range.first + range.count;
-    let visible = |entry: &Entry| entry.number <= read.decided && entry.meets(range.first, end);
+    let decided = |entry: &Entry| {
+        entry.number <= read.decided || braid_terms::planted!("W-12/read-what-is-not-decided")
+    };
+    let visible = |entry: &Entry| decided(entry) && entry.meets(range.first, end);
     for (at_entry, entry) in group.entries.iter().enumerate().filter(|(_, e)| visible(e)) {
         for piece in &entry.pieces {
             if piece.range.device_index != range.device_index {

@@ -63,6 +63,7 @@ pub enum Decision {
 /// Source: S-3.
 #[must_use]
 pub fn decide(head_good: bool, images_good: bool, synced: bool) -> Decision {
+    let synced = synced && !braid_terms::planted!("S-3/damage-is-taken-for-a-torn-tail");
     match (head_good, images_good, synced) {
         (true, true, _) => Decision::Repeat,
         (true, false, true) => Decision::GroupDamaged,

@@ -324,7 +324,10 @@ impl Store {
         let group = self.group(key).expect("just loaded");
         // Blocks that an earlier join rebuilt are the state at their decided mark: what is kept of them
         // up to `after` may not be in its place yet, and nobody tells it as missed.
-        group.drop_entries(position, |entry| whole || after < entry.number);
+        group.drop_entries(position, |entry| {
+            (whole || after < entry.number)
+                && !braid_terms::planted!("F-4/a-rejoin-keeps-its-records")
+        });
         group.layout = layout;
         group.known = true;
         group.home = rejoined.home;
@@ -576,7 +579,7 @@ impl Store {
             group.aborted.iter().for_each(|(_, range)| blocked.add(*range));
         }
         seen.iter().for_each(|range| blocked.add(range));
-        if !over_blocks {
+        if !over_blocks && !braid_terms::planted!("W-8/direct-over-blocks-that-exist") {
             for run in runs(range) {
                 let of_group = run.first / GROUP_BLOCKS;
                 let checksums = self.files.checksums(name, of_group);

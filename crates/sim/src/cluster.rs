@@ -1,6 +1,7 @@
 //! Servers with all their roles on simulated machines: killed, paused, cut off, without power, back.
 //! # Theory
-//! A process that ends by itself is started again after a short pause, as its main controller would.
+//! A process that ends by itself is started again after a short pause, as its main controller would;
+//! what it held ends with it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use braid_client::{Client, ClusterFile, ServerEntry};
 use braid_coordinator::CoordinatorConfig;
-use braid_env::simulated::{SimProcess, Simulation};
+use braid_env::simulated::{SimDisk, SimProcess, Simulation};
 use braid_env::{Address, Env};
 use braid_io_server::{DiskIdentity, IoConfig, Limits, format_disk};
 use braid_local_controller::lc::{LcConfig, Threads};
@@ -22,6 +23,7 @@ use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::CoordinatorClient;
 use braid_wire::rpc::Peer;
 use tokio::sync::Notify;
+use tokio::task::spawn_local;
 use tokio::time::sleep;
 
 const CLUSTER: ClusterId = ClusterId(0x5eed);
@@ -41,9 +43,17 @@ pub enum Role {
 pub struct Cluster {
     pub simulation: Simulation,
     pub servers: u32,
+    launcher: Launcher,
+}
+
+/// What starts processes; clones share them.
+#[derive(Clone)]
+struct Launcher {
+    simulation: Simulation,
     members: u32,
-    map: ClusterMap,
-    processes: RefCell<BTreeMap<(u32, Role), SimProcess>>,
+    map: Rc<ClusterMap>,
+    /// Those that shall run.
+    processes: Rc<RefCell<BTreeMap<(u32, Role), SimProcess>>>,
 }
 
 impl Cluster {
@@ -86,16 +96,17 @@ impl Cluster {
             map.servers.insert(ServerId(id), server);
             map.disks.insert(DiskId(id), disk);
         }
-        let cluster = Self {
+        let launcher = Launcher {
             simulation: simulation.clone(),
-            servers,
             members,
-            map,
-            processes: RefCell::default(),
+            map: Rc::new(map),
+            processes: Rc::default(),
         };
+        spawn_local(launcher.clone().watch());
+        let cluster = Self { simulation: simulation.clone(), servers, launcher };
         for id in 1..=servers {
             let machine = simulation.machine(id);
-            machine.add_disk("/disk", 4 << 30);
+            machine.add_disk("/disk", DISK_SIZE);
             machine.add_disk("/coordinator", 1 << 30);
             let identity =
                 DiskIdentity { cluster: CLUSTER, disk: DiskId(id), identity: u128::from(id) };
@@ -113,95 +124,22 @@ impl Cluster {
         }
     }
 
-    /// Starts a process that does not run; nothing for a coordinator where none belongs.
+    /// Starts a process that does not run; nothing for a coordinator where none belongs, and without
+    /// power.
     pub fn start_process(&self, server: u32, role: Role) {
-        let alive = self.processes.borrow().get(&(server, role)).is_some_and(SimProcess::is_alive);
-        if alive || (role == Role::Coordinator && server > self.members) {
-            return;
-        }
-        let machine = self.simulation.machine(server);
-        let coordinators: Vec<SocketAddr> = (1..=self.members)
-            .map(|id| self.map.servers[&ServerId(id)].coordinator_address)
-            .collect();
-        let info = &self.map.servers[&ServerId(server)];
-        let process = match role {
-            Role::Coordinator => {
-                let members =
-                    (1..=self.members).map(ServerId).zip(coordinators).collect::<Vec<_>>();
-                let address = info.coordinator_address;
-                let map = self.map.clone();
-                self.simulation.spawn_process(&machine, "coordinator", move |env: Env| async move {
-                    loop {
-                        let config = CoordinatorConfig {
-                            server: ServerId(server),
-                            cluster: CLUSTER,
-                            listen: vec![Address::Tcp(address)],
-                            folder: "/coordinator".into(),
-                            members: members.clone(),
-                            first_map: Some(map.clone()),
-                        };
-                        let _ = braid_coordinator::run(env.clone(), config).await;
-                        sleep(RESTART_PAUSE).await;
-                    }
-                })
-            }
-            Role::Io => {
-                let address = self.map.disks[&DiskId(server)].address;
-                self.simulation.spawn_process(&machine, "io", move |env: Env| async move {
-                    loop {
-                        let config = IoConfig {
-                            disk: DiskId(server),
-                            folder: "/disk".into(),
-                            cluster: CLUSTER,
-                            server: ServerId(server),
-                            listen: vec![Address::Tcp(address)],
-                            coordinators: coordinators.clone(),
-                            // Small files go every way that large ones go.
-                            limits: Limits {
-                                direct_blocks_min: 2,
-                                uncached_blocks_min: 3,
-                                ..Limits::default()
-                            },
-                        };
-                        let _ = braid_io_server::run(env.clone(), config).await;
-                        sleep(RESTART_PAUSE).await;
-                    }
-                })
-            }
-            Role::Lc => {
-                let address = info.lc_address;
-                self.simulation.spawn_process(&machine, "lc", move |env: Env| async move {
-                    loop {
-                        let config = LcConfig {
-                            server: ServerId(server),
-                            cluster: CLUSTER,
-                            listen: vec![Address::Tcp(address)],
-                            coordinators: coordinators.clone(),
-                            io_sockets: BTreeMap::new(),
-                            lccs: 1,
-                            threads: Threads::One,
-                            groups_kept: 50,
-                            shutdown: Rc::new(Notify::new()),
-                        };
-                        let _ = braid_local_controller::lc::run(env.clone(), config).await;
-                        sleep(RESTART_PAUSE).await;
-                    }
-                })
-            }
-        };
-        self.processes.borrow_mut().insert((server, role), process);
+        self.launcher.start(server, role);
     }
 
     /// SIGKILL.
     pub fn kill(&self, server: u32, role: Role) {
-        if let Some(process) = self.processes.borrow_mut().remove(&(server, role)) {
+        if let Some(process) = self.launcher.processes.borrow_mut().remove(&(server, role)) {
             process.kill();
         }
     }
 
     /// SIGSTOP and SIGCONT.
     pub fn set_paused(&self, server: u32, role: Role, paused: bool) {
-        if let Some(process) = self.processes.borrow().get(&(server, role)) {
+        if let Some(process) = self.launcher.processes.borrow().get(&(server, role)) {
             if paused { process.pause() } else { process.resume() }
         }
     }
@@ -209,7 +147,7 @@ impl Cluster {
     /// The machine loses its power, with all that was not synced.
     pub fn power_cut(&self, server: u32) {
         self.simulation.machine(server).power_cut();
-        self.processes.borrow_mut().retain(|(of, _), _| *of != server);
+        self.launcher.processes.borrow_mut().retain(|(of, _), _| *of != server);
     }
 
     /// Everything is repaired from outside: power, network, processes.
@@ -227,9 +165,26 @@ impl Cluster {
         }
     }
 
+    /// The disk of a server's portions.
+    #[must_use]
+    pub fn disk(&self, server: u32) -> SimDisk {
+        self.simulation.machine(server).disk("/disk").expect("every server has one")
+    }
+
+    /// Whether a process runs.
+    #[must_use]
+    pub fn runs(&self, server: u32, role: Role) -> bool {
+        self.launcher.processes.borrow().get(&(server, role)).is_some_and(SimProcess::is_alive)
+    }
+
     /// A client on a machine of its own.
     pub async fn client(&self, number: u32) -> Result<Client, braid_client::Error> {
-        let servers = self.map.servers.values().map(|server| ServerEntry {
+        self.client_in(self.simulation.machine(CLIENTS + number).env()).await
+    }
+
+    /// A client in a process of its own.
+    pub async fn client_in(&self, env: Env) -> Result<Client, braid_client::Error> {
+        let servers = self.launcher.map.servers.values().map(|server| ServerEntry {
             id: server.id,
             lc: server.lc_address,
             coordinator: server.coordinator_address,
@@ -237,17 +192,17 @@ impl Cluster {
         });
         let file = ClusterFile {
             cluster: CLUSTER,
-            name: self.map.name.clone(),
+            name: self.launcher.map.name.clone(),
             servers: servers.collect(),
         };
-        Client::connect(self.simulation.machine(CLIENTS + number).env(), &file).await
+        Client::connect(env, &file).await
     }
 
     /// Open facts: suspect portions, and pending ones of ended controllers; `None` where no global
     /// controller answers.
     pub async fn open_facts(&self) -> Option<(usize, u64)> {
-        let addresses = (1..=self.members)
-            .map(|id| self.map.servers[&ServerId(id)].coordinator_address)
+        let addresses = (1..=self.launcher.members)
+            .map(|id| self.launcher.map.servers[&ServerId(id)].coordinator_address)
             .collect();
         let env = self.simulation.machine(CLIENTS).env();
         let client = CoordinatorClient::new(env, CLUSTER, Peer::Unknown, addresses);
@@ -261,6 +216,95 @@ impl Cluster {
         Some((suspects, leader.facts.pending))
     }
 }
+
+impl Launcher {
+    /// Starts again what ended by itself, as main controllers do.
+    async fn watch(self) {
+        loop {
+            sleep(RESTART_PAUSE).await;
+            let ended: Vec<(u32, Role)> = {
+                let processes = self.processes.borrow();
+                let ended = processes.iter().filter(|(_, process)| !process.is_alive());
+                ended.map(|(key, _)| *key).collect()
+            };
+            ended.into_iter().for_each(|(server, role)| self.start(server, role));
+        }
+    }
+
+    /// See [`Cluster::start_process`].
+    fn start(&self, server: u32, role: Role) {
+        let machine = self.simulation.machine(server);
+        let runs = self.processes.borrow().get(&(server, role)).is_some_and(SimProcess::is_alive);
+        let belongs = role != Role::Coordinator || server <= self.members;
+        if runs || !belongs || !machine.is_up() {
+            return;
+        }
+        let coordinators: Vec<SocketAddr> = (1..=self.members)
+            .map(|id| self.map.servers[&ServerId(id)].coordinator_address)
+            .collect();
+        let info = &self.map.servers[&ServerId(server)];
+        let process = match role {
+            Role::Coordinator => {
+                let members =
+                    (1..=self.members).map(ServerId).zip(coordinators).collect::<Vec<_>>();
+                let address = info.coordinator_address;
+                let map = self.map.clone();
+                self.simulation.spawn_process(&machine, "coordinator", move |env: Env| async move {
+                    let config = CoordinatorConfig {
+                        server: ServerId(server),
+                        cluster: CLUSTER,
+                        listen: vec![Address::Tcp(address)],
+                        folder: "/coordinator".into(),
+                        members: members.clone(),
+                        first_map: Some((*map).clone()),
+                    };
+                    let _ = braid_coordinator::run(env.clone(), config).await;
+                })
+            }
+            Role::Io => {
+                let address = self.map.disks[&DiskId(server)].address;
+                self.simulation.spawn_process(&machine, "io", move |env: Env| async move {
+                    let config = IoConfig {
+                        disk: DiskId(server),
+                        folder: "/disk".into(),
+                        cluster: CLUSTER,
+                        server: ServerId(server),
+                        listen: vec![Address::Tcp(address)],
+                        coordinators: coordinators.clone(),
+                        // Small files go every way that large ones go.
+                        limits: Limits {
+                            direct_blocks_min: 2,
+                            uncached_blocks_min: 3,
+                            ..Limits::default()
+                        },
+                    };
+                    let _ = braid_io_server::run(env.clone(), config).await;
+                })
+            }
+            Role::Lc => {
+                let address = info.lc_address;
+                self.simulation.spawn_process(&machine, "lc", move |env: Env| async move {
+                    let config = LcConfig {
+                        server: ServerId(server),
+                        cluster: CLUSTER,
+                        listen: vec![Address::Tcp(address)],
+                        coordinators: coordinators.clone(),
+                        io_sockets: BTreeMap::new(),
+                        lccs: 1,
+                        threads: Threads::One,
+                        groups_kept: 50,
+                        shutdown: Rc::new(Notify::new()),
+                    };
+                    let _ = braid_local_controller::lc::run(env.clone(), config).await;
+                })
+            }
+        };
+        self.processes.borrow_mut().insert((server, role), process);
+    }
+}
+
+/// Bytes of each disk of portions.
+pub const DISK_SIZE: u64 = 4 << 30;
 
 /// Pause before a process that ended is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);

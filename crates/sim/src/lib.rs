@@ -1,17 +1,24 @@
 //! The whole cluster in one thread: network, disks, faults, clients, and an oracle that knows every
 //! acknowledged byte.
 //!
-//! | file           | what it is                                                             |
-//! |----------------|------------------------------------------------------------------------|
-//! | `cluster.rs`   | servers with all their roles on simulated machines                     |
-//! | `oracle.rs`    | what a file may contain, by what clients were told                     |
-//! | `run.rs`       | one seed: clients, faults, healing, checks                             |
-//! | `main.rs`      | `cargo xtask sim`: many seeds, or one                                  |
+//! | file            | what it is                                                            |
+//! |-----------------|-----------------------------------------------------------------------|
+//! | `cluster.rs`    | servers with all their roles on simulated machines                    |
+//! | `operations.rs` | what clients do                                                       |
+//! | `faults.rs`     | what goes wrong meanwhile                                             |
+//! | `oracle.rs`     | what clients may see, by what they did and were told                  |
+//! | `checks.rs`     | what must hold when the faults are over                               |
+//! | `run.rs`        | one seed: rounds of all that                                          |
+//! | `main.rs`       | `cargo xtask sim`: many seeds, or one                                 |
 
+mod checks;
 mod cluster;
+mod faults;
+mod operations;
 mod oracle;
+pub mod planted;
 mod run;
 
-pub use cluster::Cluster;
+pub use cluster::{Cluster, Role};
 pub use oracle::Oracle;
 pub use run::{Outcome, Settings, run_seed};

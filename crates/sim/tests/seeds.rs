@@ -4,19 +4,14 @@ use braid_sim::{Settings, run_seed};
 
 fn check(seed: u64, settings: Settings) -> u64 {
     let outcome = run_seed(seed, settings);
-    assert_eq!(
-        outcome.violation, None,
-        "cargo xtask sim --seed {seed} --ops {}",
-        settings.operations
-    );
+    assert_eq!(outcome.violation, None, "{}", settings.command(seed));
     assert!(outcome.operations >= settings.operations);
     assert!(outcome.reads > 0);
     outcome.trace
 }
 
 fn three() -> Settings {
-    let scheme = "raid5/2+1".parse().expect("a scheme");
-    Settings { servers: 3, scheme, ..Settings::default() }
+    Settings::default().with_servers(3)
 }
 
 #[test] // Proves: W-3, W-6, W-9, F-2, F-4, O-3, O-5, O-8.

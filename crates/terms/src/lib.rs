@@ -8,6 +8,7 @@ mod layout;
 mod limits;
 mod map;
 mod numbers;
+mod planted;
 mod policy;
 mod portion_name;
 mod scheme;
@@ -17,6 +18,7 @@ pub use layout::{GroupLayout, LayoutError, PortionPlace};
 pub use limits::*;
 pub use map::{ClusterMap, DiskInfo, DiskState, ServerInfo, ServerState};
 pub use numbers::*;
+pub use planted::*;
 pub use policy::{
     AckMode, DataType, Policy, PolicyQuestion, SCHEME_DEFAULT, STRIP_DEFAULT, Spread,
 };

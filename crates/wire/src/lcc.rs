@@ -615,6 +615,9 @@ pub enum LccRefusal {
     },
     /// The device would be longer than a device can be.
     TooBig,
+    /// The group's owner is changing, and the change may have been made. Where making it twice does
+    /// harm, it must not be asked for again.
+    OutcomeUnknown,
 }
 
 /// A server that clients can begin with.

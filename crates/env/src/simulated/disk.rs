@@ -79,6 +79,11 @@ impl SimDisk {
         *self.0.sync_latency.borrow_mut() = range;
     }
 
+    /// A sync takes as long as it did at the beginning.
+    pub fn set_usual_sync_latency(&self) {
+        self.set_sync_latency(SYNC_LATENCY);
+    }
+
     /// The next `count` syncs fail with EIO, and what they should have saved is lost at a power cut.
     pub fn fail_syncs(&self, count: u32) {
         self.0.syncs_to_fail.set(count);
@@ -149,6 +154,25 @@ impl SimDisk {
         drop(random);
         self.flip_bit(&path, at, bit);
         Some((path, at))
+    }
+
+    /// A random file whose path starts with `prefix` is gone from the medium, as after a repair of
+    /// a damaged file system; for disks that nobody uses now. Says which.
+    pub fn lose_random_file(&self, prefix: &str) -> Option<String> {
+        let shared = self.0.shared.upgrade()?;
+        let mut names = self.0.names.borrow_mut();
+        let mut paths: Vec<String> =
+            names.cached.files.keys().filter(|path| path.starts_with(prefix)).cloned().collect();
+        if paths.is_empty() {
+            return None;
+        }
+        let path = paths.swap_remove(shared.random.borrow_mut().index(paths.len()));
+        names.cached.files.remove(&path);
+        names.durable.files.remove(&path);
+        drop(names);
+        self.0.used_pages.set(None);
+        self.0.trace("lost file", path.as_bytes(), 0);
+        Some(path)
     }
 
     /// Keeps what is durable and a random part of the rest.

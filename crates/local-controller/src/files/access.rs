@@ -140,6 +140,7 @@ pub fn read_refusal(error: ReadError) -> LccRefusal {
 pub fn write_refusal(error: WriteError) -> LccRefusal {
     match error {
         WriteError::LostOwnership => LccRefusal::NotOwner { owner: None },
+        WriteError::OutcomeUnknown => LccRefusal::OutcomeUnknown,
         WriteError::NoSpace => LccRefusal::NoSpace,
         WriteError::Unavailable(reason) => LccRefusal::Unavailable { reason },
         WriteError::Lost(reason) => LccRefusal::Lost { reason },

@@ -60,7 +60,9 @@ pub fn change(
     around: &Circumstances,
 ) -> Result<Verdict, LccRefusal> {
     let operation = operation_of(&op).ok_or_else(|| bad("this operation changes nothing"))?;
-    if let Some(verdict) = repeated(state, pending, operation) {
+    if !braid_terms::planted!("N-3/an-operation-is-done-twice")
+        && let Some(verdict) = repeated(state, pending, operation)
+    {
         return Ok(verdict);
     }
     let bytes = weight(&op);

@@ -205,8 +205,11 @@ pub struct GroupWrite {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// Another LCC owns the group now. Whether the change counts, it knows.
+    /// Another LCC owns the group now; nothing was changed.
     LostOwnership,
+    /// Another LCC owns the group now, or the lease is over. Whether the change counts, the owner
+    /// knows.
+    OutcomeUnknown,
     /// A disk is full; nothing was changed.
     NoSpace,
     /// Too few portions answer.
@@ -345,7 +348,7 @@ impl State {
             .slots
             .iter()
             .filter(|slot| slot.index != index && slot.condition == Condition::InSync);
-        data <= others.count()
+        data <= others.count() || braid_terms::planted!("G-8/below-the-quorum")
     }
 
     /// What a removed slot promised is missed now; it must not hold the stable mark once it joins.

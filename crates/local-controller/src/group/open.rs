@@ -16,7 +16,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_raid::{Code, Geometry};
-use braid_terms::{DeviceId, Fact, FactKind, GrantNumber, GroupLayout, PortionIndex, WriteNumber};
+use braid_terms::{
+    DeviceId, Fact, FactKind, GrantNumber, GroupLayout, PortionIndex, WriteNumber, planted,
+};
 use braid_wire::io::{FileState, Missed, RecordKind, Report};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -275,6 +277,9 @@ impl Group {
     ) -> BTreeMap<PortionIndex, bool> {
         let mut lost: BTreeMap<_, _> =
             resolution.lost_at.iter().map(|slot| (*slot, false)).collect();
+        if planted!("W-6/what-was-lost-is-not-rebuilt") {
+            lost.clear();
+        }
         for (slot, report) in reports {
             let exists = resolution.existing & slot_bit(*slot) != 0;
             let whole = is_gone(report, exists, resolution.settled);
@@ -318,7 +323,9 @@ impl Group {
             .map_err(|_: Dead| OpenError::LostOwnership)?;
         let lost = |_| OpenError::LostOwnership;
         decided.await.map_err(|_| OpenError::LostOwnership)?.map_err(lost)?;
-        self.stable(number).await.map_err(lost)?;
+        if !planted!("W-6/answer-before-the-outcome-is-stable") {
+            self.stable(number).await.map_err(lost)?;
+        }
         // Slots tell lengths as of the last write that they had part in: after this one, all tell
         // the same, whichever are left.
         let nothing = Images { to_all: true, ..Images::default() };
@@ -336,7 +343,9 @@ impl Group {
 /// lost what was stable. Source: F-2, S-3.
 pub(crate) fn is_gone(report: &Report, exists: bool, stable: WriteNumber) -> bool {
     report.files.contains(&FileState::Unreadable)
-        || (exists && (report.layout.is_none() || report.files.contains(&FileState::None)))
+        || (exists
+            && !planted!("F-5/an-absent-file-is-zeros")
+            && (report.layout.is_none() || report.files.contains(&FileState::None)))
         || report.damaged_after.is_some_and(|after| after < stable)
 }
 

@@ -391,6 +391,7 @@ fn verify(first: u64, count: usize, crcs: &[Option<u32>], payload: Bytes) -> Res
     for (index, expected) in crcs.iter().enumerate() {
         if let Some(expected) = expected
             && blocks.next().is_none_or(|block| crc(block) != *expected)
+            && !braid_terms::planted!("S-2/blocks-are-not-verified")
         {
             bad.push(first + index as u64);
         }

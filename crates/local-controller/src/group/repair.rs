@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{FactKind, PortionIndex, WriteNumber};
+use braid_terms::{FactKind, PortionIndex, WriteNumber, planted};
 use braid_wire::io::{BlockRange, Change, IoReply, IoRequest, Missed, Read, RecordKind, Report};
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -172,7 +172,10 @@ impl Group {
         }
         self.after_slot_change();
         drop(guard);
-        let missed = self.missed_of(index, after, whole).await?;
+        let mut missed = self.missed_of(index, after, whole).await?;
+        if planted!("F-4/close-before-the-rebuild") {
+            missed.clear();
+        }
         let mut blocks = 0;
         for range in &missed {
             blocks += range.count;
@@ -253,6 +256,7 @@ impl Group {
                 state.slots.iter().filter(|slot| slot.condition.in_sync() && !slot.unknown);
             let links = in_sync.map(|slot| (slot.index, slot.link.clone()));
             let missed = state.missed.iter().filter(|missed| missed.slot == index);
+            let missed = missed.filter(|_| !planted!("F-2/the-miss-map-is-ignored"));
             missed.flat_map(|missed| &missed.ranges).for_each(&mut add);
             links.collect::<Vec<_>>()
         };
@@ -283,11 +287,13 @@ impl Group {
     ) -> Vec<BlockRange> {
         let bit = super::images::slot_bit(index);
         let dropped = report.missed.iter().filter(|missed| missed.slot == index);
+        let dropped = dropped.filter(|_| !planted!("F-2/the-miss-map-is-ignored"));
         let mut ranges: Vec<BlockRange> =
             dropped.flat_map(|missed: &Missed| missed.ranges.clone()).collect();
         for head in &report.records {
             let record = &head.record;
-            if after < record.number && record.kind == RecordKind::Write {
+            let counts = after < record.number && record.kind == RecordKind::Write;
+            if counts && !planted!("F-2/kept-records-are-not-missed") {
                 let own = record.footprints.iter().filter(|print| print.slots & bit != 0);
                 ranges.extend(own.map(|print| print.range));
             }

@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use braid_terms::{PortionIndex, WriteNumber};
+use braid_terms::{PortionIndex, WriteNumber, planted};
 use braid_wire::io::{RecordHead, RecordKind, Report};
 
 /// Where a group stands after all that is in doubt was judged.
@@ -60,6 +60,7 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
     // what it kept may still be needed above the stable mark.
     let is_void = |number: WriteNumber| {
         outcome.is_some_and(|(at, ends_at, _)| ends_at < number && number < at)
+            && !planted!("W-6/what-an-outcome-left-out-comes-back")
     };
     let mut heads: BTreeMap<WriteNumber, &RecordHead> = BTreeMap::new();
     for head in reports.values().flat_map(|report| &report.records) {
@@ -76,7 +77,10 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
     let mut ends_at = stable;
     let above = (Bound::Excluded(stable), Bound::Unbounded);
     for (number, head) in heads.range(above) {
-        if !follows(ends_at, *number, outcome.map(|(at, ends_at, _)| (at, ends_at))) {
+        let follows = follows(ends_at, *number, outcome.map(|(at, ends_at, _)| (at, ends_at)));
+        if !follows && !planted!("W-6/keep-above-an-aborted-write")
+            || planted!("W-6/what-is-held-is-forgotten")
+        {
             break;
         }
         // What an outcome kept was judged then; the outcome itself is in doubt like any record.
@@ -91,14 +95,20 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
             };
             if report.records.iter().any(same) {
                 has_it += 1;
+            } else if planted!("W-6/a-lost-promise-is-a-veto") {
+                never = true;
             } else if report.incarnation != participant.incarnation
                 || report.damaged_after.is_some_and(|after| after < *number)
                 || settled_by_outcome
+                || planted!("W-6/keep-what-was-never-promised")
             {
                 lost.insert(participant.slot);
             } else {
                 never = true;
             }
+        }
+        if never && planted!("W-6/keep-above-an-aborted-write") {
+            continue;
         }
         if never || has_it == 0 || counts.parity < counts.removed + lost.len() {
             break;

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_env::Payload;
-use braid_terms::{FactKind, Incarnation, PortionIndex, WriteNumber};
+use braid_terms::{FactKind, Incarnation, PortionIndex, WriteNumber, planted};
 use braid_wire::io::{Fence, IoRefusal, IoReply, IoRequest, Open, Report};
 use tokio::time::{Instant, sleep};
 
@@ -200,7 +200,9 @@ impl Group {
             if needed != WriteNumber::NONE && is_gone(report, exists, state.stable) {
                 return false;
             }
-            if report.damaged_after.is_some() || report.last < needed {
+            if report.damaged_after.is_some()
+                || report.last < needed && !planted!("W-5/take-back-what-lacks-a-write")
+            {
                 return needed == WriteNumber::NONE && !made && {
                     drop(state);
                     self.link_up(index, up, true);
@@ -289,7 +291,7 @@ impl Group {
             let changed = self.changed.notified();
             {
                 let mut state = self.state.borrow_mut();
-                let stable = state.stable;
+                let (stable, decided) = (state.stable, state.decided);
                 let may_remove = !waited || state.may_remove(index, self.geometry.data());
                 let slot = state.slot_mut(index);
                 match slot.condition {
@@ -304,7 +306,11 @@ impl Group {
                     Condition::InSync => {
                         slot.link = Link::Down;
                         slot.condition = Condition::Removing;
-                        break Some(stable);
+                        break Some(if planted!("F-2/the-mark-is-too-high") {
+                            decided
+                        } else {
+                            stable
+                        });
                     }
                     Condition::Removing | Condition::Closing { .. } => {}
                 }

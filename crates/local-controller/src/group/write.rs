@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use braid_terms::{BLOCK_SIZE, Incarnation, JournalPosition, PortionIndex, WriteNumber};
+use braid_terms::{BLOCK_SIZE, Incarnation, JournalPosition, PortionIndex, WriteNumber, planted};
 use braid_wire::io::{
     Create, Fence, GroupMarks, IoRefusal, IoReply, IoRequest, Participant, Prepare, Record,
     RecordKind,
@@ -46,10 +46,14 @@ impl Group {
         }
         let lengths = self.lengths_after(&change);
         let (_, decided) = self.submit(RecordKind::Write, images, lengths, Some(guard))?;
-        let number = decided.await.map_err(|_| WriteError::LostOwnership)??;
-        let lcc = self.lcc()?;
+        // It has a number: from here on the next owner may find it and keep it.
+        let number = match decided.await {
+            Ok(Err(WriteError::LostOwnership)) | Err(_) => return Err(WriteError::OutcomeUnknown),
+            Ok(decided) => decided?,
+        };
+        let lcc = self.lcc().map_err(|_| WriteError::OutcomeUnknown)?;
         lcc.count(|counters| counters.writes += 1);
-        if lcc.lease_valid() { Ok(number) } else { Err(WriteError::LostOwnership) }
+        if lcc.lease_valid() { Ok(number) } else { Err(WriteError::OutcomeUnknown) }
     }
 
     /// Waits until everything up to `number` is stable, and sees to it. Source: W-9.
@@ -136,6 +140,7 @@ impl Group {
             let is_stable = write.positions.iter().all(|(slot, (incarnation, position))| {
                 !state.slot(*slot).condition.takes_part()
                     || lcc.disks.link(self.layout.disk(*slot)).is_synced(*incarnation, *position)
+                    || planted!("W-9/stable-before-the-medium")
             });
             if !is_stable {
                 break;
@@ -507,17 +512,21 @@ impl Group {
         {
             let mut state = self.state.borrow_mut();
             while let Some(pending) = state.pending.front() {
-                if state.in_sync() < self.geometry.data() {
+                if state.in_sync() < self.geometry.data() && !planted!("G-8/below-the-quorum") {
                     break;
                 }
                 let required = pending
                     .parts
                     .iter()
-                    .filter(|(slot, _)| state.slot(**slot).condition.takes_part());
+                    .filter(|(slot, _)| state.slot(**slot).condition.takes_part())
+                    .filter(|(slot, _)| {
+                        let removing = state.slot(**slot).condition == Condition::Removing;
+                        !(removing && planted!("F-2/answer-before-the-fact"))
+                    });
                 let mut in_sync = 0;
                 let mut all = true;
                 for (slot, part) in required {
-                    all &= part.promised.is_some();
+                    all &= part.promised.is_some() || planted!("W-3/answer-before-all-promised");
                     in_sync += usize::from(state.slot(*slot).condition.in_sync());
                 }
                 if !all || in_sync == 0 {

@@ -1,0 +1,179 @@
+//! After the faults: the cluster heals completely, and nothing is wrong.
+
+use std::time::Duration;
+
+use braid_client::{Client, Error};
+use tokio::time::{sleep, timeout};
+
+use crate::cluster::Role;
+use crate::operations::{DIRECTORIES, LOGS, directory_of, maker_of, read_all, slashed};
+use crate::oracle::{OpId, Sight};
+use crate::run::{Settings, World};
+
+impl World {
+    /// Facts close; everything is read, synced, and from then on known for sure.
+    pub async fn check_healed(&self, settings: Settings) {
+        if !self.heals().await {
+            return;
+        }
+        let Ok(client) = self.cluster.client(0).await else {
+            return self.violate("no client can connect after healing".to_owned());
+        };
+        for directory in DIRECTORIES {
+            self.list(&client, directory).await;
+        }
+        let names = self.oracle.borrow().names();
+        let mut settled = Vec::new();
+        for name in names {
+            let found = self.check_name(&client, &name).await;
+            if self.violation.borrow().is_some() {
+                return;
+            }
+            settled.push((name, found));
+        }
+        // Only now: what a name may be follows from what others were.
+        for (name, found) in settled {
+            self.oracle.borrow_mut().settle_name(&name, found);
+        }
+        for log in LOGS {
+            self.check_log(&client, log).await;
+        }
+        for path in DIRECTORIES {
+            let synced = async { client.directory(slashed(path)).await?.sync().await };
+            if let Err(error) = synced.await {
+                self.violate(format!("after healing: sync of {}: {error}", slashed(path)));
+            }
+        }
+        // What was found bad while everything was read is repaired, too.
+        if self.heals().await && self.violation.borrow().is_none() {
+            self.check_redundancy(settings).await;
+        }
+    }
+
+    /// Everything reads right without any m servers: parity is right wherever it is needed. Several
+    /// sets of servers, together all or nearly all of them.
+    async fn check_redundancy(&self, settings: Settings) {
+        let mut servers: Vec<u32> = (1..=settings.servers).collect();
+        let parity = settings.scheme.parity();
+        for _ in 0..2 {
+            let out: Vec<u32> = (0..parity)
+                .map(|_| servers.swap_remove(self.random(servers.len() as u64) as usize))
+                .collect();
+            self.tell(|| format!("everything is read without the I/O servers {out:?}"));
+            out.iter().for_each(|server| self.cluster.kill(*server, Role::Io));
+            let Ok(client) = self.cluster.client(0).await else {
+                return self.violate("no client can connect while m are out".to_owned());
+            };
+            let names = self.oracle.borrow().names();
+            for name in names.iter().filter(|name| is_file(name)) {
+                if self.oracle.borrow().stands_for_something(name)
+                    && self.read(&client, name).await.is_none()
+                {
+                    self.violate(format!("{name} cannot be read without {out:?}"));
+                }
+            }
+            self.reach("everything read without m servers");
+            self.cluster.bring_back();
+            if self.violation.borrow().is_some() || !self.heals().await {
+                return;
+            }
+        }
+    }
+
+    async fn heals(&self) -> bool {
+        let healed = async {
+            loop {
+                match self.cluster.open_facts().await {
+                    Some((0, 0)) => return,
+                    Some((suspects, _)) if suspects > 0 => self.reach("repair"),
+                    _ => {}
+                }
+                sleep(Duration::from_millis(500)).await;
+            }
+        };
+        let is_healed = timeout(HEAL_WAIT, healed).await.is_ok();
+        if !is_healed {
+            let left = self.cluster.open_facts().await;
+            self.violate(format!("not healed: (suspect, pending) facts left {left:?}"));
+        }
+        is_healed
+    }
+
+    /// A name stands for what it may, its file reads right, and is synced; what made it.
+    async fn check_name(&self, client: &Client, name: &str) -> Option<OpId> {
+        if !is_file(name) {
+            let found = self.look(client, name).await;
+            return found.as_ref().and_then(maker_of);
+        }
+        let Some(maker) = self.look(client, name).await.as_ref().and_then(maker_of) else {
+            let begin = self.oracle.borrow_mut().now();
+            return match client.open(name).await {
+                Err(Error::NotFound { .. }) => {
+                    let checked = self.oracle.borrow_mut().saw_name(name, begin, Sight::Nothing);
+                    checked.err().into_iter().for_each(|wrong| self.violate(wrong));
+                    None
+                }
+                _ => {
+                    self.violate(format!("after healing: {name} cannot be looked up"));
+                    None
+                }
+            };
+        };
+        let Some((op, bytes)) = self.read(client, name).await else {
+            if self.violation.borrow().is_none() {
+                self.unreadable(client, name, maker).await;
+            }
+            return None;
+        };
+        if self.was_cut.get() {
+            let checked = self.oracle.borrow().check_prefix(op);
+            if let Err(wrong) = checked {
+                self.violate(format!("after the power cut of the site: {name}: {wrong}"));
+            }
+        }
+        let synced = async { client.open(name).await?.sync().await };
+        if let Err(error) = synced.await {
+            self.violate(format!("after healing: sync of {name}: {error}"));
+        }
+        self.oracle.borrow_mut().settle_file(op, &bytes);
+        Some(op)
+    }
+
+    /// Only what was never synced may be lost in a power cut of the site.
+    async fn unreadable(&self, client: &Client, name: &str, maker: OpId) {
+        let may_be = self.oracle.borrow().may_be_lost(maker);
+        if !self.was_cut.get() || !may_be {
+            return self.violate(format!("after healing: {name} cannot be read"));
+        }
+        self.reach("a file that was never synced is lost");
+        if let Err(error) = client.unlink(name).await {
+            self.violate(format!("after healing: unlink of {name}: {error}"));
+        }
+    }
+
+    async fn check_log(&self, client: &Client, log: &str) {
+        let begin = self.oracle.borrow_mut().now();
+        let read = async {
+            let bytes = read_all(client.open(log).await?).await?;
+            let synced = self.oracle.borrow_mut().now();
+            client.open(log).await?.sync().await?;
+            Ok::<_, Error>((bytes, synced))
+        };
+        match read.await {
+            Ok((bytes, synced)) => {
+                self.saw_log(log, begin, &bytes);
+                self.oracle.borrow_mut().settle_log(log, &bytes, synced);
+            }
+            Err(error) => self.violate(format!("after healing: {log}: {error}")),
+        }
+        assert!(DIRECTORIES.contains(&directory_of(log)), "logs are where nothing is removed");
+    }
+}
+
+/// Whether a name is one that only files have.
+fn is_file(name: &str) -> bool {
+    name.rsplit('/').next().is_some_and(|last| last.starts_with('f'))
+}
+
+/// Longest healing, in simulated time.
+const HEAL_WAIT: Duration = Duration::from_secs(120);
