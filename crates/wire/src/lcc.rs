@@ -370,6 +370,62 @@ pub enum DirectoryOp {
     Sync,
     /// Removes the portions of a retired directory that no name is left of. Answer: `Done`.
     Remove,
+    /// Locks a file whose attributes are kept here. A wait ends after some seconds: then ask again.
+    /// Answer: `Lock`, none where it was got, else one that is in the way.
+    Lock {
+        /// What is wanted; its holder has it as long as `KeepLocks` is heard from it.
+        lock: FileLock,
+        /// Wait for it.
+        wait: bool,
+    },
+    /// Gives locks up in a range. Answer: `Done`.
+    Unlock {
+        /// Of this holder and kind, in its range.
+        lock: FileLock,
+    },
+    /// Whether a lock could be had. Answer: `Lock`, none if so, else one that is in the way.
+    TestLock {
+        /// What would be wanted.
+        lock: FileLock,
+    },
+    /// A client process is alive and holds these locks here; also tells them to a new owner. Answer:
+    /// `LostLocks`.
+    KeepLocks {
+        /// The client process.
+        session: u64,
+        /// All that it holds in this directory.
+        locks: Vec<FileLock>,
+    },
+}
+
+/// Which of the two kinds, that do not see each other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub enum LockKind {
+    /// `flock`: the whole file.
+    Whole,
+    /// `fcntl`: a range of bytes.
+    Range,
+}
+
+/// A lock that is held or wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FileLock {
+    /// The file.
+    pub id: DeviceId,
+    /// The client process; its locks live as long as it says so.
+    pub session: u64,
+    /// Who within that process.
+    pub owner: u64,
+    /// The kind.
+    pub kind: LockKind,
+    /// Nobody else may have one that overlaps; else all others that have this unset may.
+    pub exclusive: bool,
+    /// First byte.
+    pub from: u64,
+    /// Last byte.
+    pub to: u64,
+    /// Told to who asks, 0 if not known.
+    pub pid: u32,
 }
 
 /// Changes of attributes; `None` leaves as it is.
@@ -517,6 +573,10 @@ pub enum LccReply {
     Group(Box<GroupDescription>),
     /// To `Status`.
     Status(LccStatus),
+    /// A lock that is in the way.
+    Lock(Option<FileLock>),
+    /// Locks that somebody else got meanwhile.
+    LostLocks(Vec<FileLock>),
 }
 
 /// State of a group at its owner.

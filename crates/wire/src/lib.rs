@@ -8,6 +8,7 @@ pub mod coordinator_client;
 pub mod header;
 pub mod io;
 pub mod lcc;
+pub mod locks;
 pub mod main_controller;
 pub mod rpc;
 

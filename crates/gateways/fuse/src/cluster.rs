@@ -66,6 +66,10 @@ impl Store for ClusterStore {
         self.client.ready_file_layout()
     }
 
+    fn session(&self) -> u64 {
+        self.client.operation().client
+    }
+
     fn operation(&self) -> OperationId {
         self.client.operation()
     }

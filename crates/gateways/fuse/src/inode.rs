@@ -443,6 +443,13 @@ impl InodeTable {
         self.aliases().insert(inode.id, (other.clone(), lookups));
     }
 
+    /// Numbers that stand for this inode.
+    pub fn aliases_of(&self, id: DeviceId) -> Vec<DeviceId> {
+        let aliases = self.aliases();
+        let of_id = aliases.iter().filter(|(_, (inode, _))| inode.id == id);
+        of_id.map(|(alias, _)| *alias).collect()
+    }
+
     fn forget_alias(&self, id: DeviceId, count: u64) {
         let other = {
             let mut aliases = self.aliases();

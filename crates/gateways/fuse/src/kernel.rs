@@ -54,6 +54,9 @@ pub mod op {
     pub const READDIR: u32 = 28;
     pub const RELEASEDIR: u32 = 29;
     pub const FSYNCDIR: u32 = 30;
+    pub const GETLK: u32 = 31;
+    pub const SETLK: u32 = 32;
+    pub const SETLKW: u32 = 33;
     pub const CREATE: u32 = 35;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
@@ -69,7 +72,9 @@ pub mod op {
 pub mod feature {
     #![allow(missing_docs, reason = "named as in the kernel's `fuse.h`")]
     pub const ASYNC_READ: u32 = 1 << 0;
+    pub const POSIX_LOCKS: u32 = 1 << 1;
     pub const BIG_WRITES: u32 = 1 << 5;
+    pub const FLOCK_LOCKS: u32 = 1 << 10;
     pub const DO_READDIRPLUS: u32 = 1 << 13;
     pub const READDIRPLUS_AUTO: u32 = 1 << 14;
     pub const ASYNC_DIO: u32 = 1 << 15;

@@ -28,6 +28,7 @@ mod errno;
 mod inode;
 mod kernel;
 mod listing;
+mod locks;
 #[doc(hidden)]
 pub mod memory;
 mod mount;

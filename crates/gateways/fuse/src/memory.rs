@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex};
 use braid_env::Payload;
 use braid_terms::{DataType, DeviceId, DiskId, GroupLayout, LayoutGeneration, RaidScheme};
 use braid_wire::lcc::{
-    AttributeChanges, Attributes, DirectoryEntry, DirectoryOp, FileData, FileKind, FileOp,
-    FileTime, IfExists, LccRefusal, LccReply, NewAttributes, OperationId, SetTime,
+    AttributeChanges, Attributes, DirectoryEntry, DirectoryOp, FileData, FileKind, FileLock,
+    FileOp, FileTime, IfExists, LccRefusal, LccReply, NewAttributes, OperationId, SetTime,
 };
+use braid_wire::locks::LockTable;
 use bytes::Bytes;
 
 use crate::clock::wall;
@@ -37,6 +38,7 @@ struct Inner {
     directories: BTreeMap<DeviceId, Directory>,
     devices: BTreeMap<DeviceId, Device>,
     next_device: u64,
+    locks: LockTable,
 }
 
 #[derive(Default)]
@@ -107,6 +109,21 @@ impl MemoryStore {
     }
 }
 
+impl MemoryStore {
+    /// As an owner does: not for ever.
+    async fn wait_for_lock(&self, lock: FileLock) -> LccReply {
+        for _ in 0..100 {
+            let got = self.shared.inner.lock().expect("no holder panics").locks.lock(lock);
+            match got {
+                Ok(()) => return LccReply::Lock(None),
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(2)).await,
+            }
+        }
+        let inner = self.shared.inner.lock().expect("no holder panics");
+        LccReply::Lock(inner.locks.conflict(&lock))
+    }
+}
+
 impl Store for MemoryStore {
     async fn root(&self) -> Result<GroupLayout, StoreError> {
         Ok(directory_layout(ROOT))
@@ -117,6 +134,9 @@ impl Store for MemoryStore {
         group: &GroupLayout,
         op: DirectoryOp,
     ) -> Result<LccReply, StoreError> {
+        if let DirectoryOp::Lock { lock, wait: true } = op {
+            return Ok(self.wait_for_lock(lock).await);
+        }
         let mut inner = self.shared.inner.lock().expect("no holder panics");
         inner.directory(group.group(), op).map_err(|refusal| StoreError::Refused(errno(&refusal)))
     }
@@ -148,6 +168,10 @@ impl Store for MemoryStore {
     fn ready_device(&self) -> Option<GroupLayout> {
         let mut inner = self.shared.inner.lock().expect("no holder panics");
         Some(inner.file_layout())
+    }
+
+    fn session(&self) -> u64 {
+        self.shared.counter.fetch_add(1, Ordering::Relaxed)
     }
 
     fn operation(&self) -> OperationId {
@@ -222,6 +246,23 @@ impl Inner {
             made.records.insert(id, record(id, attributes));
             self.directories.insert(id, made);
             return self.own(id);
+        }
+        match op {
+            DirectoryOp::Lock { lock, .. } => {
+                return Ok(LccReply::Lock(self.locks.lock(lock).err()));
+            }
+            DirectoryOp::TestLock { lock } => {
+                return Ok(LccReply::Lock(self.locks.conflict(&lock)));
+            }
+            DirectoryOp::Unlock { lock } => {
+                self.locks.unlock(&lock);
+                return Ok(LccReply::Done);
+            }
+            DirectoryOp::KeepLocks { locks, .. } => {
+                let lost = locks.into_iter().filter(|lock| self.locks.lock(*lock).is_err());
+                return Ok(LccReply::LostLocks(lost.collect()));
+            }
+            _ => {}
         }
         let new_id = DeviceId(self.next_device + 2);
         self.next_device += 2;

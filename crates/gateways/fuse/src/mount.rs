@@ -124,6 +124,7 @@ impl Flags {
     /// |----------------------------|----------------------------------------------------------|
     /// | `hard` (default), `soft`   | wait for a lost cluster, or give `EIO`                    |
     /// | `sync`                     | each write is held before it is answered                  |
+    /// | `local_locks`              | locks hold within this mount only                         |
     /// | `ttl=MS`                   | how long attributes and entries are believed, 0 to 1000   |
     /// | `write_memory=MIB`         | bytes that may wait to be written                         |
     /// | `allow_other`, `allow_root`, `allow_owner` | who may use it; root's mounts: all by default |
@@ -151,6 +152,7 @@ impl Flags {
             ("hard", "") => self.tuning.soft = false,
             ("soft", "") => self.tuning.soft = true,
             ("sync", "") => self.tuning.sync = true,
+            ("local_locks", "") => self.tuning.local_locks = true,
             ("async", "") => self.tuning.sync = false,
             ("ttl", value) => {
                 let ttl = value.parse().ok().filter(|ttl| *ttl <= TTL_MS_MAX);

@@ -97,13 +97,7 @@ impl<S: Store> Vfs<S> {
         let is_unborn = inode.state().unborn.is_some();
         let has_credit = self.shared.take_open_credit(&inode) || is_unborn;
         if !has_credit && inode.state().names == Names::Some {
-            let told = inode.state().told();
-            self.refetch(&inode).await?;
-            if inode.state().told() != told {
-                // Else the kernel would go by the size that it was told before.
-                self.shared.drop_pages(id);
-                self.shared.pages_dropped().await;
-            }
+            self.see_changes(&inode).await?;
         }
         if flags & O_TRUNC != 0 && inode.kind == FileKind::File {
             self.truncate(&inode, 0).await?;
@@ -111,6 +105,19 @@ impl<S: Store> Vfs<S> {
         // By now its number may stand for another.
         let inode = self.shared.inode(id)?;
         Ok(self.shared.open_checked(&inode, flags))
+    }
+
+    /// Asks the owner of a file, and has the kernel forget what is not right any more before it goes
+    /// on.
+    pub async fn see_changes(self: &Rc<Self>, inode: &Arc<Inode>) -> Outcome<()> {
+        let told = inode.state().told();
+        self.refetch(inode).await?;
+        if inode.state().told() != told {
+            // Else the kernel would go by the size that it was told before.
+            self.shared.drop_pages(inode.id);
+            self.shared.pages_dropped().await;
+        }
+        Ok(())
     }
 
     /// Makes a file and opens it; opens the one that is there unless `O_EXCL` is given.

@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use braid_terms::{DeviceId, NAME_MAX};
-use braid_wire::lcc::{Attributes, FileKind, FileTime, SetTime};
+use braid_wire::lcc::{Attributes, FileKind, FileLock, FileTime, LockKind, SetTime};
 use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -60,6 +60,9 @@ const FEATURES: u32 = feature::ASYNC_READ
 const TURN: usize = 32;
 /// How often it is looked whether a thread that waits was killed, after its first signal.
 const KILL_POLL: Duration = Duration::from_millis(500);
+const F_RDLCK: u32 = 0;
+const F_WRLCK: u32 = 1;
+const F_UNLCK: u32 = 2;
 const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 
 /// Serves the kernel.
@@ -334,6 +337,8 @@ impl<S: Store> Session<S> {
             op::LISTXATTR => self.listxattr(asked),
             op::REMOVEXATTR => self.removexattr(asked),
             op::FALLOCATE => self.fallocate(asked),
+            op::GETLK => self.getlk(asked),
+            op::SETLK | op::SETLKW => self.setlk(asked),
             op::LSEEK => self.lseek(asked),
             op::COPY_FILE_RANGE => self.copy_file_range(asked),
             _ => Err(Errno::NOSYS),
@@ -351,11 +356,14 @@ impl<S: Store> Session<S> {
             asked.reply().fields(&Answer(Answer::new().u32(VERSION.0).u32(VERSION.1).0));
             return Ok(());
         }
+        let locks = feature::POSIX_LOCKS | feature::FLOCK_LOCKS;
+        let is_local = self.shared().tuning.local_locks;
+        let features = FEATURES | if is_local { 0 } else { locks };
         let mut fields = Answer::new()
             .u32(VERSION.0)
             .u32(VERSION.1.min(minor))
             .u32(read_ahead.max(REQUEST_MAX))
-            .u32(offered & FEATURES)
+            .u32(offered & features)
             .u16(BACKGROUND_MAX)
             .u16(BACKGROUND_MAX / 4 * 3)
             .u32(REQUEST_MAX)
@@ -648,6 +656,17 @@ impl<S: Store> Session<S> {
 
     fn flush(&self, asked: &mut Asked<'_>) -> Outcome<()> {
         let handle = self.handle(asked)?;
+        asked.fields.u64()?;
+        let owner = asked.fields.u64()?;
+        let locks = self.vfs.locks_of(handle.inode.id, owner, LockKind::Range);
+        if let Some(all) = locks {
+            self.spawn(asked, |vfs, reply| async move {
+                let flushed = vfs.finish(&handle, Depth::Held).await;
+                let unlocked = vfs.unlock(&handle.inode, all).await;
+                reply.outcome(flushed.and(unlocked));
+            });
+            return Ok(());
+        }
         {
             let state = handle.inode.state();
             if !state.is_dirty() {
@@ -665,8 +684,20 @@ impl<S: Store> Session<S> {
 
     fn release(&self, asked: &mut Asked<'_>) -> Outcome<()> {
         let number = asked.fields.u64()?;
+        asked.fields.u64()?;
+        let owner = asked.fields.u64()?;
         // Nobody waits for it.
         asked.reply().ok();
+        if let Ok(handle) = self.shared().handle(number)
+            && let Some(lock) = self.vfs.locks_of(handle.inode.id, owner, LockKind::Whole)
+        {
+            let vfs = self.vfs.clone();
+            tokio::task::spawn_local(async move {
+                if let Err(error) = vfs.unlock(&handle.inode, lock).await {
+                    tracing::warn!(%error, "a lock is given up late: its lease must end");
+                }
+            });
+        }
         match self.shared().release_here(number) {
             Released::Done => {}
             more => self.vfs.close_later(more, number),
@@ -855,6 +886,64 @@ impl<S: Store> Session<S> {
         };
         self.spawn(asked, |vfs, reply| async move {
             reply.outcome(vfs.allocate(&handle.inode, (at, length), what, keep_size).await);
+        });
+        Ok(())
+    }
+
+    fn wanted_lock(
+        &self,
+        asked: &mut Asked<'_>,
+    ) -> Outcome<(std::sync::Arc<Handle>, u32, FileLock)> {
+        const IS_FLOCK: u32 = 1;
+        let handle = self.handle(asked)?;
+        let owner = asked.fields.u64()?;
+        let (from, to) = (asked.fields.u64()?, asked.fields.u64()?);
+        let (mode, pid) = (asked.fields.u32()?, asked.fields.u32()?);
+        let is_flock = asked.fields.u32()? & IS_FLOCK != 0;
+        let lock = FileLock {
+            id: handle.inode.id,
+            session: self.vfs.session,
+            owner,
+            kind: if is_flock { LockKind::Whole } else { LockKind::Range },
+            exclusive: mode == F_WRLCK,
+            from: if is_flock { 0 } else { from },
+            to: if is_flock { u64::MAX } else { to },
+            pid,
+        };
+        Ok((handle, mode, lock))
+    }
+
+    fn getlk(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (handle, _, lock) = self.wanted_lock(asked)?;
+        self.spawn(asked, |vfs, reply| async move {
+            match vfs.test_lock(&handle.inode, lock).await {
+                Ok(held) => {
+                    let mode =
+                        held.map_or(F_UNLCK, |held| if held.exclusive { F_WRLCK } else { F_RDLCK });
+                    // A process of another machine has no number here.
+                    let pid = held.filter(|held| held.session == vfs.session).map_or(0, |h| h.pid);
+                    let held = held.unwrap_or(lock);
+                    reply.fields(&Answer::new().u64(held.from).u64(held.to).u32(mode).u32(pid));
+                }
+                Err(error) => reply.error(error),
+            }
+        });
+        Ok(())
+    }
+
+    fn setlk(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        let (handle, mode, lock) = self.wanted_lock(asked)?;
+        let waits = asked.header.opcode == op::SETLKW;
+        let mut reply = asked.reply();
+        let running = reply.run(asked.header.pid);
+        let vfs = self.vfs.clone();
+        tokio::task::spawn_local(async move {
+            let outcome = if mode == F_UNLCK {
+                vfs.unlock(&handle.inode, lock).await
+            } else {
+                vfs.lock(&handle.inode, lock, waits.then_some(running)).await
+            };
+            reply.outcome(outcome);
         });
         Ok(())
     }

@@ -53,6 +53,8 @@ pub trait Store: 'static {
     async fn new_device(&self, data_type: DataType) -> Result<GroupLayout, StoreError>;
     /// The layout of a new device for a file, if one is at hand and needs no policy.
     fn ready_device(&self) -> Option<GroupLayout>;
+    /// A number of this client process that no other has.
+    fn session(&self) -> u64;
     /// A new identity of a change.
     fn operation(&self) -> OperationId;
     /// How full the cluster is.

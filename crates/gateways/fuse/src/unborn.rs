@@ -192,6 +192,13 @@ impl<S: Store> Vfs<S> {
         self.bear(inode, false).await.map(drop)
     }
 
+    /// See [`Vfs::settle`]; gives the inode that it goes by now.
+    pub async fn settled(self: &Rc<Self>, inode: &Arc<Inode>) -> Outcome<Arc<Inode>> {
+        self.settle(inode).await?;
+        let now = self.shared.inodes.get(inode.id);
+        Ok(now.unwrap_or_else(|| inode.clone()))
+    }
+
     /// Changes attributes of an unborn file here. Says whether it is one.
     pub fn change_unborn(&self, inode: &Inode, changes: &Changes) -> bool {
         // Held: the owner is hearing of it just now.
@@ -372,8 +379,10 @@ impl<S: Store> Vfs<S> {
             }
         }
         self.shared.remove_handle(handle);
-        self.shared.drop_pages(inode.id);
         self.kick(&other);
+        // The kernel believes the size that it was told of the unborn file.
+        self.shared.drop_pages(inode.id);
+        self.shared.pages_dropped().await;
         Ok(Some(other))
     }
 }

@@ -12,8 +12,6 @@
 //! # Coherence
 //! Entries and attributes are believed for [`Tuning::ttl_ms`]; an open asks the owner (close to
 //! open), and the kernel keeps its pages of a file only if nobody else changed the bytes.
-//! # Not here
-//! Locks: those of the local kernel, so they hold within one mount only.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -32,6 +30,7 @@ use crate::clock::now_ms;
 use crate::errno::{Errno, Outcome, of_store};
 use crate::inode::{Inode, InodeTable, Names};
 use crate::listing::Listing;
+use crate::locks::HeldLocks;
 use crate::store::{Space, Store, StoreError};
 use crate::unborn::Nursery;
 
@@ -62,6 +61,8 @@ pub struct Tuning {
     pub soft: bool,
     /// Each write is held before it is answered.
     pub sync: bool,
+    /// Locks are the local kernel's: they hold within this mount only.
+    pub local_locks: bool,
     /// How long a file may be made here before its owner hears of it; 0: at once.
     pub create_delay_ms: u64,
 }
@@ -81,6 +82,7 @@ impl Default for Tuning {
             write_delay_ms: 500,
             soft: false,
             sync: false,
+            local_locks: false,
             create_delay_ms: 5,
         }
     }
@@ -162,6 +164,10 @@ pub struct Vfs<S> {
     space: Cell<(u64, Space)>,
     /// Names made in advance of their use by this number.
     pub unique: Cell<u64>,
+    /// The client process that holds locks.
+    pub session: u64,
+    /// What it holds.
+    pub locks: HeldLocks,
     /// Closes under way.
     pub closing: Cell<usize>,
     /// One has ended.
@@ -262,6 +268,9 @@ impl Shared {
     pub fn drop_pages(&self, id: DeviceId) {
         // No receiver: the mount is ending, and the kernel's pages with it.
         let _ = self.stale_pages.send(Stale::Inode(id));
+        for alias in self.inodes.aliases_of(id) {
+            let _ = self.stale_pages.send(Stale::Inode(alias));
+        }
     }
 
     /// The kernel has dropped what it was to drop.
@@ -279,6 +288,7 @@ const HARD_PAUSE: Duration = Duration::from_millis(200);
 impl<S: Store> Vfs<S> {
     /// A file system over the store.
     pub fn new(shared: Arc<Shared>, store: S) -> Rc<Self> {
+        let session = store.session();
         Rc::new(Self {
             shared,
             store,
@@ -290,6 +300,8 @@ impl<S: Store> Vfs<S> {
             read_bytes: Cell::new(0),
             space: Cell::default(),
             unique: Cell::new(0),
+            session,
+            locks: HeldLocks::default(),
             closing: Cell::new(0),
             closed: Notify::new(),
             nursery: RefCell::default(),

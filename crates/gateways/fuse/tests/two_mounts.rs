@@ -180,3 +180,94 @@ fn attributes_set_before_the_owner_knows_the_file_are_kept() {
     File::open(other.path("tar")).and_then(|mut f| f.read_to_string(&mut text)).expect("reads");
     assert_eq!(text, "from an archive");
 }
+
+mod locks {
+    use std::os::fd::AsFd;
+
+    use rustix::fs::{FlockOperation, fcntl_lock, flock};
+    use rustix::io::Errno;
+
+    use super::*;
+
+    fn open(mount: &TestMount, name: &str) -> File {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options.open(mount.path(name)).expect("it opens")
+    }
+
+    fn set(file: impl AsFd, operation: FlockOperation) -> Result<(), Errno> {
+        flock(file, operation)
+    }
+
+    #[test]
+    fn a_whole_file_is_locked_for_all_mounts() {
+        let Some((one, other)) = two() else { return };
+        let (a, b) = (open(&one, "file"), open(&other, "file"));
+        set(&a, FlockOperation::NonBlockingLockShared).expect("it is free");
+        set(&b, FlockOperation::NonBlockingLockShared).expect("readers share");
+        let refused = set(&b, FlockOperation::NonBlockingLockExclusive);
+        assert_eq!(refused, Err(Errno::AGAIN));
+        set(&a, FlockOperation::Unlock).expect("it was had");
+        set(&b, FlockOperation::NonBlockingLockExclusive).expect("it is free");
+        assert_eq!(set(&a, FlockOperation::NonBlockingLockShared), Err(Errno::AGAIN));
+        drop(b);
+        // The last close gives it up, a little later.
+        set(&a, FlockOperation::LockExclusive).expect("it comes");
+    }
+
+    #[test]
+    fn a_close_ends_the_locks_of_its_process() {
+        let Some((one, other)) = two() else { return };
+        let (a, b) = (open(&one, "file"), open(&other, "file"));
+        fcntl_lock(&a, FlockOperation::NonBlockingLockExclusive).expect("it is free");
+        let refused = fcntl_lock(&b, FlockOperation::NonBlockingLockExclusive);
+        assert!(matches!(refused, Err(Errno::AGAIN | Errno::ACCESS)), "{refused:?}");
+        // Any descriptor of the file, as POSIX has it.
+        drop(open(&one, "file"));
+        fcntl_lock(&b, FlockOperation::NonBlockingLockExclusive).expect("it is free");
+    }
+
+    #[test]
+    fn who_gets_a_lock_sees_what_was_written_under_it() {
+        use std::os::unix::fs::FileExt;
+        let Some((one, other)) = two() else { return };
+        let (a, b) = (open(&one, "file"), open(&other, "file"));
+        for round in 0..20_u32 {
+            for file in [&a, &b] {
+                fcntl_lock(file, FlockOperation::LockExclusive).expect("it comes");
+                let mut bytes = [0; 4];
+                let read = file.read_at(&mut bytes, 0).expect("it is read");
+                let number = if read == 0 { 0 } else { u32::from_ne_bytes(bytes) };
+                assert_eq!(number, 2 * round + u32::from(std::ptr::eq(file, &b)));
+                file.write_all_at(&(number + 1).to_ne_bytes(), 0).expect("it is written");
+                fcntl_lock(file, FlockOperation::Unlock).expect("it is had");
+            }
+        }
+    }
+
+    #[test]
+    fn counters_under_a_lock_lose_nothing() {
+        let Some((one, other)) = two() else { return };
+        const ROUNDS: u32 = 50;
+        fs::write(one.path("counter"), b"0").expect("it is made");
+        let count = |path: std::path::PathBuf, lock: std::path::PathBuf| {
+            for _ in 0..ROUNDS {
+                let mut options = OpenOptions::new();
+                options.write(true).create(true).truncate(false);
+                let guard = options.open(&lock).expect("it opens");
+                set(&guard, FlockOperation::LockExclusive).expect("it comes");
+                let text = fs::read_to_string(&path).expect("it is read");
+                let number: u32 = text.parse().expect("a number");
+                fs::write(&path, (number + 1).to_string()).expect("it is written");
+            }
+        };
+        let places = [&one, &other].map(|mount| (mount.path("counter"), mount.path("lock")));
+        std::thread::scope(|scope| {
+            for (path, lock) in places {
+                scope.spawn(move || count(path, lock));
+            }
+        });
+        let text = fs::read_to_string(one.path("counter")).expect("it is read");
+        assert_eq!(text, (2 * ROUNDS).to_string());
+    }
+}

@@ -196,7 +196,10 @@ impl<G: GroupAccess> Directory<G> {
         count
     }
 
-    fn check(&self) -> Result<(), LccRefusal> {
+    /// Whether it may be answered for.
+    ///
+    /// Errors: why not.
+    pub fn check(&self) -> Result<(), LccRefusal> {
         if let Some(refusal) = self.progress.borrow().failed.clone() {
             return Err(refusal);
         }

@@ -11,6 +11,7 @@
 //! | `record.rs`     | what its log's records say                                               |
 //! | `log.rs`        | how records, checkpoints and roots stand on a device                     |
 //! | `file.rs`       | bytes of file devices                                                    |
+//! | `locks.rs`      | who holds locks of files                                                 |
 //! | `removal.rs`    | how devices that nothing names go away                                   |
 //! | `root.rs`       | how the root directory comes to be                                       |
 //! | `access.rs`     | what these need of a group, and the group that gives it                  |
@@ -20,6 +21,7 @@ mod batch;
 mod bytes_le;
 mod checks;
 mod file;
+mod locks;
 mod log;
 mod pending;
 mod record;

@@ -38,6 +38,7 @@ use super::access::{OwnedGroup, own_refusal, place_refusal};
 use super::batch::Directory;
 use super::checks::{bad, check_directory_layout, check_layout};
 use super::file::FileDevices;
+use super::locks::{Locks, RECLAIM};
 use super::removal::remove_group;
 use super::root::ensure_root;
 use super::rules::{Circumstances, operation_of};
@@ -55,6 +56,7 @@ pub struct Files {
     ids: RefCell<Vec<DeviceId>>,
     /// Since when groups are seen on to-remove lists, and since when they were tried.
     to_remove: RefCell<BTreeMap<DeviceId, Instant>>,
+    locks: Locks,
     peers: RefCell<BTreeMap<(SocketAddr, u8), Client<LccService>>>,
     /// For operations of its own.
     random: u64,
@@ -63,6 +65,8 @@ pub struct Files {
 
 struct Held {
     directory: Rc<Directory<OwnedGroup>>,
+    /// Before that nobody gets a lock: see `locks.rs`.
+    locks_from: Instant,
     used: Cell<Instant>,
 }
 
@@ -137,6 +141,7 @@ impl Files {
             loading: RefCell::default(),
             ids: RefCell::default(),
             to_remove: RefCell::default(),
+            locks: Locks::default(),
             peers: RefCell::default(),
             random,
             counter: Cell::new(0),
@@ -219,8 +224,32 @@ impl Files {
                 let around = Circumstances { now: self.now(), new_id: self.id_for(&op).await? };
                 directory.change(op, around).await
             }
+            DirectoryOp::Lock { lock, wait } => {
+                let since = self.locks_from(layout.group());
+                let reply = self.locks.lock(layout.group(), lock, wait, since).await?;
+                directory.check().map(|()| reply)
+            }
+            DirectoryOp::TestLock { lock } => {
+                let since = self.locks_from(layout.group());
+                let reply = self.locks.test(layout.group(), &lock, since).await?;
+                directory.check().map(|()| reply)
+            }
+            DirectoryOp::Unlock { lock } => {
+                directory.check()?;
+                self.locks.unlock(layout.group(), &lock)
+            }
+            DirectoryOp::KeepLocks { session, locks } => {
+                directory.check()?;
+                self.locks.keep(layout.group(), session, &locks)
+            }
             op => directory.look(&op),
         }
+    }
+
+    fn locks_from(&self, device: DeviceId) -> Instant {
+        let directories = self.directories.borrow();
+        // One that is not held any more is refused by its check.
+        directories.get(&device).map_or_else(Instant::now, |held| held.locks_from)
     }
 
     fn now(&self) -> FileTime {
@@ -286,7 +315,8 @@ impl Files {
         begins: bool,
     ) -> Result<Rc<Directory<OwnedGroup>>, LccRefusal> {
         let home = layout.devices[1];
-        let group = if begins && self.lcc.may_be_fresh(layout) {
+        let is_new = begins && self.lcc.may_be_fresh(layout);
+        let group = if is_new {
             self.lcc.create_group(layout, home).map_err(own_refusal)?
         } else if begins {
             self.lcc.group_or_create(layout, home).await.map_err(own_refusal)?
@@ -295,7 +325,9 @@ impl Files {
         };
         let device = layout.group();
         let directory = Directory::load(OwnedGroup(group)).await?;
-        let held = Held { directory: directory.clone(), used: Cell::new(Instant::now()) };
+        let now = Instant::now();
+        let locks_from = if is_new { now } else { now + RECLAIM };
+        let held = Held { directory: directory.clone(), locks_from, used: Cell::new(now) };
         self.directories.borrow_mut().insert(device, held);
         Ok(directory)
     }

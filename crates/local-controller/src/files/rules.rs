@@ -94,7 +94,11 @@ pub fn operation_of(op: &DirectoryOp) -> Option<OperationId> {
         | DirectoryOp::GetAttributes { .. }
         | DirectoryOp::Parent
         | DirectoryOp::Sync
-        | DirectoryOp::Remove => None,
+        | DirectoryOp::Remove
+        | DirectoryOp::Lock { .. }
+        | DirectoryOp::Unlock { .. }
+        | DirectoryOp::TestLock { .. }
+        | DirectoryOp::KeepLocks { .. } => None,
     }
 }
 
