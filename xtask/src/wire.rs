@@ -13,10 +13,9 @@ use std::path::Path;
 const PAGE: &str = "docs/wire.md";
 const BEGIN: &str = "<!-- made by `cargo xtask wire` from here on -->\n";
 
-const SOURCES: [(&str, &str); 12] = [
+const SOURCES: [(&str, &str); 11] = [
     ("I/O server", "crates/wire/src/io.rs"),
     ("LCC", "crates/wire/src/lcc.rs"),
-    ("Locks", "crates/wire/src/locks.rs"),
     ("Coordinator", "crates/wire/src/coordinator.rs"),
     ("Main controller", "crates/wire/src/main_controller.rs"),
     ("Numbers", "crates/terms/src/numbers.rs"),
