@@ -225,7 +225,11 @@ impl World {
             }
         };
         let checked = self.oracle.borrow_mut().saw_name(name, begin, sight);
-        self.tell(|| format!("   {name} is {sight:?}"));
+        self.tell(|| {
+            let id =
+                found.as_ref().map_or_else(|_| String::new(), |node| format!(", {}", node.id()));
+            format!("   {name} is {sight:?}{id}")
+        });
         if let Err(wrong) = checked {
             self.violate(wrong);
         }

@@ -45,6 +45,7 @@ pub const ALL: &[Planted] = &[
     planted("W-6/what-an-outcome-left-out-comes-back", "void records count again"),
     planted("W-6/answer-before-the-outcome-is-stable", "an owner answers at once"),
     planted("W-6/what-was-lost-is-not-rebuilt", "a slot that lacks a kept record stays in sync"),
+    planted("W-6/the-silent-are-not-waited-for", "lost records are judged without the silent"),
     planted("W-8/direct-over-blocks-that-exist", "new bytes go over blocks that exist"),
     planted("W-9/stable-before-the-medium", "an owner takes what is held for stable"),
     planted("W-9/apply-before-stable", "a portion applies what is not stable"),

@@ -31,6 +31,9 @@ pub struct Resolution {
     pub needs_outcome: bool,
     /// In-sync slots that lack something that counts: to be removed by facts and rebuilt.
     pub lost_at: BTreeSet<PortionIndex>,
+    /// The first write that is not kept was lost at more slots than the scheme tolerates together
+    /// with those out of sync: it may have been answered, and one more report may save it.
+    pub beyond_tolerance: bool,
     /// Lengths of the devices at `ends_at`, in bytes.
     pub lengths: Vec<u64>,
     /// Existing portions at `ends_at`, bit K-1 for slot K.
@@ -75,6 +78,7 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
     }
     let mut lost_at = BTreeSet::new();
     let mut ends_at = stable;
+    let mut beyond_tolerance = false;
     let above = (Bound::Excluded(stable), Bound::Unbounded);
     for (number, head) in heads.range(above) {
         let follows = follows(ends_at, *number, outcome.map(|(at, ends_at, _)| (at, ends_at)));
@@ -110,6 +114,7 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
         if never && planted!("W-6/keep-above-an-aborted-write") {
             continue;
         }
+        beyond_tolerance = !never && counts.parity < counts.removed + lost.len();
         if never || has_it == 0 || counts.parity < counts.removed + lost.len() {
             break;
         }
@@ -125,6 +130,7 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
             .values()
             .any(|report| report.records.iter().any(|head| stable < head.record.number)),
         lost_at,
+        beyond_tolerance,
         lengths,
         existing,
     }

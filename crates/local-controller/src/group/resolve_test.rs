@@ -305,3 +305,20 @@ fn check_case(slots_of: &dyn Fn(u32) -> Vec<u8>, state: u32, removed: u8) {
     let any = reports.iter().any(|(_, report)| !report.records.is_empty());
     assert_eq!(end.needs_outcome, any, "{case}");
 }
+
+#[test] // Proves: W-6, R1.
+fn what_a_silent_slot_may_still_have_is_not_judged_without_it() {
+    // An answered write of D1 and the parity: the parity's machine lost its power, D1 is silent for
+    // a moment. Without D1's report the write would be given up.
+    let write = head(number(1, 1), WriteNumber::NONE, &[(1, 10), (3, 30)]);
+    let parity = (3, report(31, WriteNumber::NONE, vec![]));
+    let idle = (2, report(20, WriteNumber::NONE, vec![]));
+    let all = vec![(1, report(10, WriteNumber::NONE, vec![write.clone()])), idle.clone(), parity];
+    let end = judge(all, 0);
+    assert_eq!((end.ends_at, end.beyond_tolerance), (number(1, 1), false));
+    // Two data slots have it, the third slot's loss and a silent one are too many.
+    let write = head(number(1, 1), WriteNumber::NONE, &[(1, 10), (2, 20), (3, 30)]);
+    let first = (1, report(10, WriteNumber::NONE, vec![write]));
+    let end = judge(vec![first, (3, report(31, WriteNumber::NONE, vec![]))], 1);
+    assert_eq!((end.ends_at, end.beyond_tolerance), (WriteNumber::NONE, true));
+}
