@@ -45,6 +45,7 @@ pub use disk::SimDisk;
 use machine::MachineState;
 pub use machine::SimMachine;
 use network::Network;
+pub use network::{FrameSeen, Passage};
 use process::ProcessState;
 pub use process::SimProcess;
 use trace::{Random, Trace};
@@ -188,6 +189,17 @@ impl Simulation {
         self.0.network.heal_all();
     }
 
+    /// Shows every frame to `watch` before it arrives, in place of the one before; the watch must not
+    /// call the simulation.
+    pub fn watch_frames(&self, watch: impl FnMut(&FrameSeen<'_>) -> Passage + 'static) {
+        self.0.network.set_watch(Some(Box::new(watch)));
+    }
+
+    /// Frames that are held under this number arrive, and what is behind them.
+    pub fn release_frames(&self, number: u32) {
+        self.0.network.release(number);
+    }
+
     /// Resets all connections between two machines; what is under way is lost.
     pub fn reset_connections(&self, one: u32, other: u32) {
         self.0
@@ -197,6 +209,8 @@ impl Simulation {
 
     /// Ends all processes, in the order of their start.
     fn end(&self) {
+        // It may own parts of the world.
+        self.0.network.set_watch(None);
         let processes = self.0.processes.take();
         processes.iter().for_each(|process| process.is_alive.set(false));
         processes.iter().for_each(|process| process.end(&self.0));

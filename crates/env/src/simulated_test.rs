@@ -496,3 +496,92 @@ fn a_folder_has_one_holder_at_a_time() {
         assert!(world.folder.open("../x", OpenMode::Create).is_err());
     });
 }
+
+/// Holds frames that end with `h` under number 1, loses those that end with `x`.
+fn watch_ends(simulation: &Simulation, seen: &Rc<Cell<u32>>) {
+    let seen = seen.clone();
+    simulation.watch_frames(move |frame| {
+        seen.set(seen.get() + 1);
+        match (frame.to, frame.head.last()) {
+            ((2, "echo"), Some(b'h')) => Passage::Hold(1),
+            (_, Some(b'x')) => Passage::Lose,
+            _ => Passage::Pass,
+        }
+    });
+}
+
+#[test]
+fn a_held_frame_keeps_its_direction_waiting_and_outlives_its_sender() {
+    run(5, async |simulation| {
+        let (_server, mut connection) = echo_world(&simulation).await;
+        let seen = Rc::new(Cell::new(0));
+        watch_ends(&simulation, &seen);
+        assert_eq!(answer(&mut connection, "a").await.unwrap(), "a");
+        connection.sender.send(text("h")).unwrap();
+        connection.sender.send(text("b")).unwrap();
+        sleep(100 * SECOND).await;
+        assert_eq!(seen.get(), 3, "a, its answer, and the held frame, once");
+        simulation.release_frames(2);
+        sleep(SECOND).await;
+        assert_eq!(seen.get(), 3);
+        simulation.release_frames(1);
+        assert_eq!(connection.receiver.recv().await.unwrap().head, "h");
+        assert_eq!(connection.receiver.recv().await.unwrap().head, "b");
+
+        let (told, heard) = (Rc::new(RefCell::new(Vec::new())), simulation.machine(2).address(8));
+        let (tell, to) = (told.clone(), heard.clone());
+        let hear = |env: Env| async move {
+            let mut connection = env.listen(heard).await.unwrap().accept().await.unwrap();
+            while let Some(frame) = connection.receiver.recv().await {
+                tell.borrow_mut().push(frame.head);
+            }
+            std::future::pending::<()>().await;
+        };
+        let talk = |env: Env| async move {
+            let connection = env.connect(to).await.unwrap();
+            connection.sender.send(text("h")).unwrap();
+            std::future::pending::<()>().await;
+        };
+        simulation.spawn_process(&simulation.machine(2), "echo", hear);
+        let talker = simulation.spawn_process(&simulation.machine(3), "talk", talk);
+        sleep(SECOND).await;
+        talker.kill();
+        sleep(SECOND).await;
+        assert!(told.borrow().is_empty());
+        simulation.release_frames(1);
+        sleep(SECOND).await;
+        assert_eq!(*told.borrow(), ["h"]);
+    });
+}
+
+#[test]
+fn a_lost_frame_breaks_its_connection() {
+    run(6, async |simulation| {
+        let (_server, mut connection) = echo_world(&simulation).await;
+        watch_ends(&simulation, &Rc::default());
+        assert_eq!(answer(&mut connection, "x").await, None);
+        assert!(connection.sender.send(text("a")).is_err());
+        let mut again =
+            simulation.machine(1).env().connect(simulation.machine(2).address(7)).await.unwrap();
+        assert_eq!(answer(&mut again, "a").await.unwrap(), "a");
+    });
+}
+
+#[test]
+fn an_unlucky_disk_keeps_nothing_that_was_not_synced() {
+    for seed in 0..20 {
+        run(seed, async |simulation| {
+            let world = DiskWorld::new(&simulation);
+            simulation.machine(1).disk("/disk").unwrap().set_unlucky(true);
+            let env = simulation.machine(1).env();
+            let folder = env.folder("/disk".as_ref()).unwrap();
+            let file = folder.open("file", OpenMode::Create).unwrap();
+            folder.sync_folder("").await.unwrap();
+            file.write_at(&[&[7; 9000]], 0).unwrap();
+            drop((file, folder));
+            world.power_cut();
+            let bytes = simulation.machine(1).disk("/disk").unwrap().content("file");
+            assert_eq!(bytes, Some(Vec::new()), "seed {seed}");
+        });
+    }
+}

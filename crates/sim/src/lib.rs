@@ -9,6 +9,7 @@
 //! | `oracle.rs`     | what clients may see, by what they did and were told                  |
 //! | `checks.rs`     | what must hold when the faults are over                               |
 //! | `run.rs`        | one seed: rounds of all that                                          |
+//! | `scripted.rs`   | scripts: chosen faults at chosen messages                             |
 //! | `main.rs`       | `cargo xtask sim`: many seeds, or one                                 |
 
 mod checks;
@@ -18,6 +19,7 @@ mod operations;
 mod oracle;
 pub mod planted;
 mod run;
+pub mod scripted;
 
 pub use cluster::{Cluster, Role};
 pub use oracle::Oracle;

@@ -51,6 +51,7 @@ struct DiskState {
     sync_latency: RefCell<Range<Duration>>,
     syncs_to_fail: Cell<u32>,
     is_gone: Cell<bool>,
+    is_unlucky: Cell<bool>,
     holders: RefCell<BTreeMap<String, Weak<Hold>>>,
     /// Pages of all files; none where it must be counted again.
     used_pages: Cell<Option<u64>>,
@@ -69,6 +70,7 @@ impl SimDisk {
             sync_latency: RefCell::new(SYNC_LATENCY),
             syncs_to_fail: Cell::new(0),
             is_gone: Cell::new(false),
+            is_unlucky: Cell::new(false),
             holders: RefCell::default(),
             used_pages: Cell::new(None),
         }))
@@ -92,6 +94,11 @@ impl SimDisk {
     /// A disk that is gone answers everything with EIO.
     pub fn set_gone(&self, is_gone: bool) {
         self.0.is_gone.set(is_gone);
+    }
+
+    /// Of an unlucky disk nothing comes through a power cut that was not synced.
+    pub fn set_unlucky(&self, is_unlucky: bool) {
+        self.0.is_unlucky.set(is_unlucky);
     }
 
     /// Changes its size; below what is used nothing more can be written.
@@ -179,7 +186,8 @@ impl SimDisk {
     pub(super) fn power_cut(&self) {
         let Some(shared) = self.0.shared.upgrade() else { return };
         let random = &mut *shared.random.borrow_mut();
-        let luck = Luck::draw(random);
+        let drawn = Luck::draw(random);
+        let luck = if self.0.is_unlucky.get() { Luck::Nothing } else { drawn };
         self.0.names.borrow_mut().power_cut(luck, random);
         self.0.holders.borrow_mut().clear();
         self.0.used_pages.set(None);

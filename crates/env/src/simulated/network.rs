@@ -19,6 +19,8 @@
 //! | power cut                 | some first frames; the end after `SILENCE`, or when it sends to A after A is back |
 //! | pause                     | nothing; its own frames fill A's inbox                        |
 //! | link A to B held          | nothing; A gets the end after `UNACKED_MAX`                   |
+//! | a frame of A held         | nothing from there on; the frame outlives A: it has left      |
+//! | a frame of A lost         | the end; A gets it too, and nothing of what was under way     |
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -48,6 +50,31 @@ pub(super) struct Network {
     changed: Notify,
     listeners: RefCell<BTreeMap<Place, Listening>>,
     ends: RefCell<Vec<Weak<End>>>,
+    watch: RefCell<Option<Watch>>,
+}
+
+type Watch = Box<dyn FnMut(&FrameSeen<'_>) -> Passage>;
+
+/// A frame at the end of its way, before its receiver has it.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameSeen<'a> {
+    /// Machine and name of the sending process.
+    pub from: (u32, &'a str),
+    /// Machine and name of the receiving process.
+    pub to: (u32, &'a str),
+    /// Its head.
+    pub head: &'a [u8],
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Passage {
+    /// It arrives.
+    Pass,
+    /// It waits, and all behind it in its direction of its connection, until this number is released.
+    Hold(u32),
+    /// It never arrives: the connection breaks.
+    Lose,
 }
 
 /// One direction between two machines.
@@ -89,7 +116,22 @@ impl Network {
             changed: Notify::new(),
             listeners: RefCell::default(),
             ends: RefCell::default(),
+            watch: RefCell::default(),
         }
+    }
+
+    pub(super) fn set_watch(&self, watch: Option<Watch>) {
+        *self.watch.borrow_mut() = watch;
+    }
+
+    /// Frames held under this number arrive.
+    pub(super) fn release(&self, number: u32) {
+        for end in self.ends.borrow().iter().filter_map(Weak::upgrade) {
+            if end.gate.get() == Gate::Held(number) {
+                end.gate.set(Gate::Released);
+            }
+        }
+        self.changed.notify_waiters();
     }
 
     pub(super) fn set_latency(&self, range: Range<Duration>) {
@@ -142,6 +184,31 @@ impl Shared {
     fn is_blocked(&self, from: u32, to: u32) -> bool {
         let is_up = self.machines.borrow().get(&to).is_some_and(|machine| machine.is_up.get());
         !is_up || self.network.link(from, to).held
+    }
+
+    /// Asks the watch, once for each frame.
+    fn passage(&self, from: &End, to: &End) -> Passage {
+        match from.gate.get() {
+            Gate::Held(number) => return Passage::Hold(number),
+            Gate::Released => {
+                from.gate.set(Gate::Unasked);
+                return Passage::Pass;
+            }
+            Gate::Unasked => {}
+        }
+        let mut watch = self.network.watch.borrow_mut();
+        let outbox = from.outbox.borrow();
+        let frame = outbox.front().and_then(|item| item.frame.as_ref());
+        let (Some(watch), Some(frame)) = (watch.as_mut(), frame) else { return Passage::Pass };
+        let passage = watch(&FrameSeen {
+            from: (from.machine(), &from.process.name),
+            to: (to.machine(), &to.process.name),
+            head: &frame.head,
+        });
+        if let Passage::Hold(number) = passage {
+            from.gate.set(Gate::Held(number));
+        }
+        passage
     }
 
     /// Waits until something has travelled.
@@ -241,6 +308,17 @@ pub(super) struct End {
     inbox: RefCell<Option<mpsc::Sender<Frame>>>,
     outbox_changed: Notify,
     inbox_gone: Notify,
+    /// Of the frame at the front of its outbox.
+    gate: Cell<Gate>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    /// The watch was not asked yet.
+    Unasked,
+    Held(u32),
+    /// It was held and may pass.
+    Released,
 }
 
 struct Item {
@@ -286,6 +364,7 @@ impl End {
             inbox: RefCell::new(Some(sender)),
             outbox_changed: Notify::new(),
             inbox_gone: Notify::new(),
+            gate: Cell::new(Gate::Unasked),
         });
         remember(&mut process.ends.borrow_mut(), &end);
         remember(&mut shared.network.ends.borrow_mut(), &end);
@@ -337,7 +416,8 @@ impl End {
         let mut outbox = self.outbox.borrow_mut();
         outbox.retain(|item| item.frame.is_some());
         let kept = shared.random.borrow_mut().index(outbox.len() + 1);
-        outbox.truncate(kept);
+        let left = usize::from(self.gate.get() != Gate::Unasked);
+        outbox.truncate(kept.max(left));
         let frames = outbox.iter().filter_map(|item| item.frame.as_ref());
         self.queued_bytes.set(frames.map(size_of).sum());
         self.last_arrival.set(outbox.back().map_or(Instant::now(), |item| item.arrives));
@@ -349,6 +429,7 @@ impl End {
         self.inbox.borrow_mut().take();
         self.outbox.borrow_mut().clear();
         self.queued_bytes.set(0);
+        self.gate.set(Gate::Unasked);
         self.inbox_gone.notify_one();
         self.outbox_changed.notify_one();
     }
@@ -414,6 +495,23 @@ async fn pump(shared: Rc<Shared>, from: Rc<End>, to: Rc<End>) {
         if shared.is_blocked(source, target) {
             wait_unblocked(&shared, &from, arrives, is_end, (source, target)).await;
             continue;
+        }
+        match shared.passage(&from, &to) {
+            Passage::Pass => {}
+            Passage::Hold(_) => {
+                tokio::select! {
+                    biased;
+                    () = shared.network.changed.notified() => {}
+                    () = from.outbox_changed.notified() => {}
+                }
+                continue;
+            }
+            Passage::Lose => {
+                shared.trace_event("lose", from.number, to.number, &[], 0);
+                to.finish();
+                from.finish();
+                return;
+            }
         }
         let Some(item) = from.pop() else { continue };
         let Some(frame) = item.frame else {

@@ -97,7 +97,7 @@ impl SimProcess {
 
 pub(super) struct ProcessState {
     pub(super) number: u64,
-    name: String,
+    pub(super) name: String,
     pub(super) machine: Rc<MachineState>,
     pub(super) is_alive: Cell<bool>,
     is_paused: Cell<bool>,

@@ -1,0 +1,805 @@
+//! Ring 2: the numbered holes of the design's reasons, each a script that fails without its rule.
+//! `docs/simulator-scenarios.md` says which rule each proves and how it fails without it.
+//!
+//! X is the old owner, N the next one. With `raid5/2+1` on servers 1, 2 and 3, block b is in D1 at
+//! server 1 where b is even, in D2 at server 2 where it is odd; the parity P is at server 3. Owners
+//! are at servers that keep no portion of the device, unless a script says so.
+
+use std::time::Duration;
+
+use braid_sim::scripted::{Failed, Message, Role, Script, Seen, block};
+use braid_terms::GroupLayout;
+use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
+use braid_wire::io::{IoReply, IoRequest};
+use braid_wire::lcc::LccRefusal;
+use tokio::time::timeout;
+
+const SLOW: Duration = Duration::from_secs(3);
+
+/// Whether it is a record of a write that a server's LC sends to another server.
+fn is_prepare(seen: &Seen, from: u32, to: u32) -> bool {
+    let prepare = matches!(&seen.message, Message::ToIo(IoRequest::Prepare(_)));
+    prepare && (seen.from, seen.to) == (from, to)
+}
+
+fn is_promise(seen: &Seen, from: u32, to: u32) -> bool {
+    let promise = matches!(&seen.message, Message::FromIo(Ok(IoReply::Promised { .. })));
+    promise && (seen.from, seen.to) == (from, to)
+}
+
+fn blocks(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().flat_map(|byte| block(*byte)).collect()
+}
+
+/// A device on servers 1, 2 and 3 that X made at `owner`, with one block for each byte, all stable.
+async fn device_of(script: &Script, owner: u32, bytes: &[u8]) -> GroupLayout {
+    let device = script.device(&[1, 2, 3]);
+    script.write_at_last(owner, &device, 0, &blocks(bytes)).await;
+    script.stable_everywhere(owner, &device).await;
+    device
+}
+
+const BLOCK: u64 = 4096;
+
+/// Hole 1: an answered write is lost because one machine kept both its owner and a portion.
+///
+/// 1. X at server 1 owns a device with D1 there; a write {D1, P} is held, answered, and on no disk.
+/// 2. Server 1 loses its power: X is gone, and D1 lost what was only held.
+/// 3. Server 1 is back before anybody opens the device, so D1 is in sync and lacks the write.
+/// 4. N must see that D1 *lost* the write, not that it never promised it.
+#[test] // Proves: W-6, W-1.
+fn hole_1_who_lost_a_record_is_not_asked_whether_it_counts() {
+    Script::run(1, 3, "raid5/2+1", async |script| {
+        let device = device_of(&script, 1, &[1, 2]).await;
+        script.set_sync_time(&[1, 2, 3], SLOW);
+        script.write(1, &device, 0, block(3)).await.expect("a held write");
+        script.power_cut(&[1]);
+        script.power_on(&[1]);
+        let read = script.read_at_last(2, &device, 0, 8192).await;
+        assert!(read == blocks(&[3, 2]), "an answered write is gone");
+        script.check_all_ways(2, &device, &blocks(&[3, 2])).await;
+    });
+}
+
+/// Hole 1 with m = 2: two machines lose what they held at once.
+///
+/// 1. A write {D1, P1, P2} is held and answered.
+/// 2. The machines of X, of D1 and of P1 lose their power; those of D1 and P1 are back at once.
+/// 3. N finds the write at P2 alone. Two that lost it are not more than m.
+#[test] // Proves: W-6, W-1.
+fn hole_1_two_faulty_portions_lose_an_answered_write_and_it_counts() {
+    Script::run(2, 6, "rs/2+2", async |script| {
+        let device = script.device(&[1, 2, 3, 4]);
+        script.write_at_last(5, &device, 0, &blocks(&[1, 2])).await;
+        script.stable_everywhere(5, &device).await;
+        script.set_sync_time(&[1, 2, 3, 4], SLOW);
+        script.write(5, &device, 0, block(3)).await.expect("a held write");
+        script.power_cut(&[1, 3, 5]);
+        script.power_on(&[1, 3]);
+        let read = script.read_at_last(6, &device, 0, 8192).await;
+        assert!(read == blocks(&[3, 2]), "an answered write is gone");
+        script.power_on(&[5]);
+        script.check_all_ways(6, &device, &blocks(&[3, 2])).await;
+    });
+}
+
+/// m = 2, one fault after the other: the first by a fact, the second by a loss.
+///
+/// 1. The machine of D1 is away; a write to block 0 goes to P1 and P2 only, behind a fact.
+/// 2. It is held and answered; the machines of X and of P1 lose their power, P1 is back.
+/// 3. One removed and one that lost it are not more than m: N finds it at P2.
+#[test] // Proves: W-6, F-2.
+fn two_portions_fail_one_after_the_other_and_nothing_is_lost() {
+    Script::run(3, 6, "rs/2+2", async |script| {
+        let device = script.device(&[1, 2, 3, 4]);
+        script.write_at_last(5, &device, 0, &blocks(&[1, 2])).await;
+        script.stable_everywhere(5, &device).await;
+        script.power_cut(&[1]);
+        script.set_sync_time(&[2, 3, 4], SLOW);
+        script.write_at_last(5, &device, 0, &block(3)).await;
+        script.power_cut(&[5]);
+        script.power_cut(&[3]);
+        script.power_on(&[3]);
+        let read = script.read_at_last(6, &device, 0, 8192).await;
+        assert!(read == blocks(&[3, 2]), "an answered write is gone");
+        script.power_on(&[1]);
+        script.power_on(&[5]);
+        script.check_all_ways(6, &device, &blocks(&[3, 2])).await;
+    });
+}
+
+/// Two portions of m = 1 fail at once: one may be removed, not both.
+///
+/// 1. The I/O servers of D1 and P stop at once.
+/// 2. A write waits: with both removed, k - 1 were left.
+/// 3. Both are back, and the write is answered.
+#[test] // Proves: W-3, G-8.
+fn two_portions_of_one_parity_are_not_both_removed() {
+    Script::run(4, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.cluster.kill(1, Role::Io);
+        script.cluster.kill(3, Role::Io);
+        let mut write = script.begin_write(4, &device, 0, block(3));
+        let early = timeout(Duration::from_secs(10), &mut write).await;
+        assert!(early.is_err(), "answered with one portion of three: {early:?}");
+        script.cluster.start_process(1, Role::Io);
+        script.cluster.start_process(3, Role::Io);
+        let written = timeout(Duration::from_secs(60), write).await.expect("it ends");
+        assert_eq!(written.expect("no panic"), Ok(()));
+        script.check_all_ways(4, &device, &blocks(&[3, 2])).await;
+    });
+}
+
+/// Hole 2: an aborted write comes back.
+///
+/// 1. A write {D1, P} reaches P only; X dies.
+/// 2. N opens: D1 never promised, so the write is aborted. N serves the old bytes, then dies.
+/// 3. The machine of D1 is away. N2 finds P alone with its promise, and must not commit it.
+#[test] // Proves: W-6.
+fn hole_2_what_one_owner_aborted_no_later_one_commits() {
+    Script::run(5, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        let promised = script.note(|seen| is_promise(seen, 3, 4));
+        let held = script.hold(|seen| is_prepare(seen, 4, 1));
+        let write = script.begin_write(4, &device, 0, block(3));
+        held.reached(1).await;
+        script.counted("P promises", &promised, 1).await;
+        script.cluster.kill(4, Role::Lc);
+        write.abort();
+        let read = script.read_at_last(5, &device, 0, 8192).await;
+        assert!(read == blocks(&[1, 2]), "D1 never promised it");
+        script.cluster.kill(5, Role::Lc);
+        script.power_cut(&[1]);
+        let read = script.read_at_last(2, &device, 0, 8192).await;
+        assert!(read == blocks(&[1, 2]), "an aborted write is back");
+        script.power_on(&[1]);
+        script.cluster.start_process(4, Role::Lc);
+        script.cluster.start_process(5, Role::Lc);
+        script.check_all_ways(2, &device, &blocks(&[1, 2])).await;
+    });
+}
+
+/// Hole 4: answers out of order.
+///
+/// 1. A first write {D1, P} does not reach D1; a second one {D2, P} of another row is promised by all.
+/// 2. The second must not be answered before the first is decided.
+#[test] // Proves: W-3, W-1.
+fn hole_4_answers_follow_the_numbers() {
+    Script::run(6, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2, 3, 4]).await;
+        let of_p = script.note(|seen| is_promise(seen, 3, 4));
+        let of_d2 = script.note(|seen| is_promise(seen, 2, 4));
+        let held = script.hold(|seen| is_prepare(seen, 4, 1));
+        let first = script.begin_write(4, &device, 0, block(5));
+        held.reached(1).await;
+        let mut second = script.begin_write(4, &device, 3 * BLOCK, block(6));
+        script.counted("D2 promises the second", &of_d2, 1).await;
+        script.counted("P promises both", &of_p, 2).await;
+        let early = timeout(Duration::from_millis(300), &mut second).await;
+        assert!(early.is_err(), "the second was answered before the first was decided");
+        held.release();
+        assert_eq!(first.await.expect("no panic"), Ok(()));
+        assert_eq!(second.await.expect("no panic"), Ok(()));
+        script.check_all_ways(4, &device, &blocks(&[5, 2, 3, 6])).await;
+    });
+}
+
+/// Hole 4, the prefix property: of several writes in flight only a first part survives.
+///
+/// 1. A first write {D1, P} does not reach D1; a second one {D2, P} of another row is promised by all;
+///    neither is answered. X dies.
+/// 2. N must abort the first, and so the second too: it lies above it.
+#[test] // Proves: W-6, W-1.
+fn hole_4_nothing_survives_above_what_was_aborted() {
+    Script::run(7, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2, 3, 4]).await;
+        let of_p = script.note(|seen| is_promise(seen, 3, 4));
+        let of_d2 = script.note(|seen| is_promise(seen, 2, 4));
+        let held = script.hold(|seen| is_prepare(seen, 4, 1));
+        let first = script.begin_write(4, &device, 0, block(5));
+        held.reached(1).await;
+        let second = script.begin_write(4, &device, 3 * BLOCK, block(6));
+        script.counted("D2 promises the second", &of_d2, 1).await;
+        script.counted("P promises both", &of_p, 2).await;
+        script.cluster.kill(4, Role::Lc);
+        first.abort();
+        second.abort();
+        let read = script.read_at_last(5, &device, 0, 4 * BLOCK as u32).await;
+        assert!(read == blocks(&[1, 2, 3, 4]), "no prefix of the writes");
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &blocks(&[1, 2, 3, 4])).await;
+    });
+}
+
+/// Hole 5: a late close makes a stale portion count as in sync.
+///
+/// 1. D1 was away while X wrote, so it has a fact; it is back and rebuilt. X's close is on its way.
+/// 2. X stands still and D1 is away again. N becomes the owner and writes without D1: the fact is open.
+/// 3. X's close arrives. It names the fact, but N's grant is the higher one.
+#[test] // Proves: F-1, F-4.
+fn hole_5_a_late_close_is_refused() {
+    Script::run(8, 5, "raid5/2+1", async |script| {
+        script.move_leader_from(&[1, 4]).await;
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.cluster.kill(1, Role::Io);
+        script.write_at_last(4, &device, 0, &block(3)).await;
+        script.suspected().await;
+        let close = |seen: &Seen| {
+            let close = matches!(
+                seen.message,
+                Message::ToCoordinator(CoordinatorRequest::CloseFacts { .. })
+            );
+            close && seen.from == 4
+        };
+        let held = script.hold(close);
+        script.cluster.start_process(1, Role::Io);
+        held.reached(1).await;
+        script.cluster.set_paused(4, Role::Lc, true);
+        script.cluster.kill(1, Role::Io);
+        script.write_at_last(5, &device, 0, &block(9)).await;
+        let answered =
+            script.note(|seen| matches!(seen.message, Message::FromCoordinator(_)) && seen.to == 4);
+        held.release();
+        script.counted("X's close is answered", &answered, 1).await;
+        let facts = script.cluster.open_facts().await;
+        assert_eq!(facts.map(|(suspects, _)| suspects), Some(1), "the late close counted");
+        script.cluster.set_paused(4, Role::Lc, false);
+        script.cluster.start_process(1, Role::Io);
+        script.check_all_ways(5, &device, &blocks(&[9, 2])).await;
+    });
+}
+
+/// Hole 7: a paused owner wakes up when another one owns the group.
+///
+/// 1. X stands still with a request of a client in its socket; its lease ends, N becomes the owner.
+///    Nothing was in doubt, so nothing was written meanwhile.
+/// 2. X wakes up before it hears anything. What it sends names its old grant.
+/// 3. N writes. All that N answered is there, and X answered nothing.
+#[test] // Proves: O-5, O-3.
+fn hole_7_a_paused_owner_wakes_up_fenced() {
+    Script::run(9, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.read(4, &device, 0, 8192).await.expect("X serves");
+        script.cluster.set_paused(4, Role::Lc, true);
+        let of_x = script.begin_write(4, &device, 0, block(7));
+        assert!(script.read_at_last(5, &device, 0, 8192).await == blocks(&[1, 2]));
+        script.cluster.set_paused(4, Role::Lc, false);
+        let of_x = of_x.await.expect("no panic");
+        assert!(of_x.is_err(), "a former owner answers {of_x:?}");
+        script.write(5, &device, BLOCK, block(8)).await.expect("N still owns it");
+        script.check_all_ways(5, &device, &blocks(&[1, 8])).await;
+    });
+}
+
+/// Hole 9: an owner that is cut off goes on answering reads.
+///
+/// 1. X at server 1 has D1 there. Server 1 is cut off from all others; its clients are not.
+/// 2. N removes D1 by a fact and writes.
+/// 3. From then on X must not answer a read, though its D1 was never told of N.
+#[test] // Proves: O-4.
+fn hole_9_an_owner_without_a_lease_answers_no_read() {
+    Script::run(10, 5, "raid5/2+1", async |script| {
+        script.move_leader_from(&[1]).await;
+        let device = device_of(&script, 1, &[1, 2]).await;
+        script.read(1, &device, 0, 4096).await.expect("X serves");
+        script.isolate(1);
+        script.read(1, &device, 0, 4096).await.expect("X has its lease still");
+        script.write_at_last(4, &device, 0, &block(9)).await;
+        let of_x = timeout(SLOW, script.read(1, &device, 0, 4096)).await;
+        assert!(!matches!(of_x, Ok(Ok(_))), "X answers after N wrote");
+        script.simulation.heal_all();
+        script.check_all_ways(4, &device, &blocks(&[9, 2])).await;
+    });
+}
+
+/// Hole 9: bytes that were gathered under a lease and are answered after it.
+///
+/// 1. X hears no coordinator any more. Near the end of its lease it asks D1 for a client's bytes; D1's
+///    answer is under way for long.
+/// 2. N becomes the owner and writes.
+/// 3. The answer reaches X. Its lease is over, so the bytes are not passed on.
+#[test] // Proves: O-4.
+fn hole_9_the_lease_is_checked_after_the_bytes_are_there() {
+    Script::run(11, 5, "raid5/2+1", async |script| {
+        script.move_leader_from(&[1, 4]).await;
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.read(4, &device, 0, 4096).await.expect("X serves");
+        for other in [2, 3, 5] {
+            script.simulation.partition_both(4, other);
+        }
+        // Its lease runs 2 s from the last renewal, of 0.6 s ago at most.
+        let nearly = script.simulation.elapsed() + Duration::from_millis(1250);
+        script
+            .until("the lease is nearly over", async |script| nearly <= script.simulation.elapsed())
+            .await;
+        let n = script.clone();
+        let (of_n, to) =
+            (async move |to| n.write_at_last(5, &to, 0, &block(9)).await, device.clone());
+        let of_n = tokio::task::spawn_local(async move { of_n(to).await });
+        let bytes = |seen: &Seen| {
+            let bytes = matches!(seen.message, Message::FromIo(Ok(IoReply::Blocks { .. })));
+            bytes && (seen.from, seen.to) == (1, 4)
+        };
+        let held = script.hold(bytes);
+        let (x, of) = (script.clone(), device.clone());
+        let read = tokio::task::spawn_local(async move { x.read(4, &of, 0, 4096).await });
+        held.reached(1).await;
+        let began = script.simulation.elapsed();
+        of_n.await.expect("N writes");
+        let took = script.simulation.elapsed() - began;
+        assert!(took < Duration::from_millis(1400), "X gave up waiting for D1: {took:?}");
+        held.release();
+        let read = timeout(SLOW, read).await.map(|read| read.expect("no panic"));
+        assert!(!matches!(&read, Ok(Ok(_))), "X answers after N wrote");
+        script.simulation.heal_all();
+        script.check_all_ways(5, &device, &blocks(&[9, 2])).await;
+    });
+}
+
+/// Hole 10: a global controller without a majority goes on renewing leases.
+///
+/// 1. The global controller and X are at one server, which is cut off from all others.
+/// 2. The others elect another one, N becomes the owner and writes.
+/// 3. X asks its own coordinator in vain for more lease, and must not answer a read.
+#[test] // Proves: O-4.
+fn hole_10_a_lease_needs_a_majority_after_it_was_asked_for() {
+    Script::run(12, 5, "raid5/2+1", async |script| {
+        let x = script.leader().await;
+        let others: Vec<u32> = (1..=5).filter(|server| *server != x).collect();
+        let device = script.device(&[x, others[0], others[1]]);
+        script.write_at_last(x, &device, 0, &blocks(&[1, 2])).await;
+        script.stable_everywhere(x, &device).await;
+        script.isolate(x);
+        script.read(x, &device, 0, 4096).await.expect("X has its lease still");
+        script.write_at_last(others[2], &device, 0, &block(9)).await;
+        let of_x = timeout(SLOW, script.read(x, &device, 0, 4096)).await;
+        assert!(!matches!(of_x, Ok(Ok(_))), "X answers after N wrote");
+        script.simulation.heal_all();
+        script.check_all_ways(others[2], &device, &blocks(&[9, 2])).await;
+    });
+}
+
+/// Hole 10: a new global controller does not know who holds a lease.
+///
+/// 1. X at server 1 has just renewed its lease; server 1 is cut off, and the global controller dies.
+/// 2. The new one is asked at once by N, which writes as soon as it may.
+/// 3. It waited one lease from its election: X answers no read any more.
+#[test] // Proves: O-4, O-3.
+fn hole_10_a_new_global_controller_waits_for_the_leases_of_before() {
+    Script::run(13, 5, "raid5/2+1", async |script| {
+        let leader = script.move_leader_from(&[1]).await;
+        let device = device_of(&script, 1, &[1, 2]).await;
+        script.read(1, &device, 0, 4096).await.expect("X serves");
+        let renewed = script.note(|seen| {
+            let reply = matches!(
+                seen.message,
+                Message::FromCoordinator(Ok(CoordinatorReply::Renewed { .. }))
+            );
+            reply && seen.to == 1
+        });
+        script.counted("X renews its lease", &renewed, 2).await;
+        script.isolate(1);
+        script.cluster.kill(leader, Role::Coordinator);
+        let n = if leader == 4 { 5 } else { 4 };
+        script.write_at_last(n, &device, 0, &block(9)).await;
+        let of_x = timeout(SLOW, script.read(1, &device, 0, 4096)).await;
+        assert!(!matches!(of_x, Ok(Ok(_))), "X answers after N wrote");
+        script.simulation.heal_all();
+        script.cluster.start_process(leader, Role::Coordinator);
+        script.check_all_ways(n, &device, &blocks(&[9, 2])).await;
+    });
+}
+
+/// O-3: a new global controller hears who owns what before it grants.
+///
+/// 1. X owns a device and goes on; the global controller dies.
+/// 2. N asks the next one for the device. It is X's, by what X told.
+#[test] // Proves: O-3.
+fn a_new_global_controller_grants_nothing_that_is_owned() {
+    Script::run(14, 5, "raid5/2+1", async |script| {
+        let leader = script.move_leader_from(&[4, 5]).await;
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.cluster.kill(leader, Role::Coordinator);
+        script
+            .until("N is told whose it is", async |script| {
+                match script.read(5, &device, 0, 4096).await {
+                    Err(Failed::Refused(LccRefusal::NotOwner { owner: Some((lcc, _)) })) => {
+                        assert_eq!(lcc.server.0, 4);
+                        true
+                    }
+                    Ok(_) => panic!("N was granted what X owns"),
+                    Err(_) => false,
+                }
+            })
+            .await;
+        script.write(4, &device, 0, block(3)).await.expect("X owns it still");
+        script.cluster.start_process(leader, Role::Coordinator);
+        script.check_all_ways(4, &device, &blocks(&[3, 2])).await;
+    });
+}
+
+/// Hole 13: bytes of an aborted write show up when the file grows over them.
+///
+/// 1. A long write beyond the end goes straight to its place at D1 and D2 and never reaches P. X dies.
+/// 2. N aborts it: the device is as long as before.
+/// 3. The device is extended over the place. What nobody wrote reads as zeros, and fits the parity.
+#[test] // Proves: W-8.
+fn hole_13_what_was_aborted_reads_as_zeros_when_the_device_grows() {
+    Script::run(15, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        let of_d1 = script.note(|seen| is_promise(seen, 1, 4));
+        let of_d2 = script.note(|seen| is_promise(seen, 2, 4));
+        let held = script.hold(|seen| is_prepare(seen, 4, 3));
+        let write = script.begin_write(4, &device, 2 * BLOCK, blocks(&[7; 30]));
+        held.reached(1).await;
+        script.counted("D1 promises", &of_d1, 1).await;
+        script.counted("D2 promises", &of_d2, 1).await;
+        script.cluster.kill(4, Role::Lc);
+        write.abort();
+        assert!(script.read_at_last(5, &device, 0, 1 << 20).await == blocks(&[1, 2]));
+        script.set_length(5, &device, 32 * BLOCK).await.expect("it grows");
+        let mut expected = blocks(&[0; 32]);
+        expected[..2 * BLOCK as usize].copy_from_slice(&blocks(&[1, 2]));
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &expected).await;
+    });
+}
+
+/// Hole 16: a portion file that is gone reads as zeros.
+///
+/// 1. All is applied. The I/O server of D1 stops, D1's portion file vanishes, it starts again.
+/// 2. X restarts too, so that nobody remembers. N must not take the absent file for one that was never
+///    written.
+#[test] // Proves: F-5, W-1.
+fn hole_16_a_portion_file_that_is_gone_is_lost_not_empty() {
+    Script::run(16, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.applied(&[1, 2, 3]).await;
+        script.cluster.kill(4, Role::Lc);
+        script.cluster.kill(1, Role::Io);
+        assert_eq!(script.remove_portions(1, &device), 1);
+        script.cluster.start_process(1, Role::Io);
+        let read = script.read_at_last(5, &device, 0, 8192).await;
+        assert!(read == blocks(&[1, 2]), "an absent file was read as zeros");
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &blocks(&[1, 2])).await;
+    });
+}
+
+/// Hole 20: a sync failed, and what it did not save counts as saved.
+///
+/// 1. A write is held; the syncs of D1 and P fail: nothing of it reaches the media, and the pages look
+///    clean. Their I/O servers end and start again.
+/// 2. The client's sync is answered at last.
+/// 3. The site loses its power. What was synced is there.
+#[test] // Proves: S-4, W-9.
+fn hole_20_a_failed_sync_is_no_sync() {
+    Script::run(17, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.disk(1).fail_syncs(1);
+        script.disk(3).fail_syncs(1);
+        script.write(4, &device, 0, block(3)).await.expect("a held write");
+        script.until("it is synced", async |script| script.sync(4, &device).await.is_ok()).await;
+        script.power_cut(&script.servers());
+        script.power_on(&script.servers());
+        let read = script.read_at_last(4, &device, 0, 8192).await;
+        assert!(read == blocks(&[3, 2]), "a synced write is gone");
+        script.check_all_ways(4, &device, &blocks(&[3, 2])).await;
+    });
+}
+
+/// Hole 22: a write that a portion lost is forgotten before the portion is back.
+///
+/// 1. A write {D1, P} is held and answered; D1's disk is slow. D1's machine loses its power, and the
+///    write with it.
+/// 2. D1 is removed by a fact, at a later write that skips it. All is applied, so the records of both
+///    are dropped.
+/// 3. D1 is back. It lacks not only the second write.
+#[test] // Proves: F-2, W-9.
+fn hole_22_what_a_removed_portion_lost_is_rebuilt_too() {
+    Script::run(18, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2, 3, 4]).await;
+        script.set_sync_time(&[1], SLOW);
+        script.write(4, &device, 0, block(5)).await.expect("a held write");
+        script.power_cut(&[1]);
+        script.write_at_last(4, &device, 3 * BLOCK, &block(6)).await;
+        script.suspected().await;
+        script.sync(4, &device).await.expect("all in sync can sync");
+        script.applied(&[2, 3]).await;
+        script.power_on(&[1]);
+        script.check_all_ways(4, &device, &blocks(&[5, 2, 3, 6])).await;
+    });
+}
+
+/// Hole 23: the outcome of a close is not known, and the owner goes on as if it had failed.
+///
+/// 1. D1 was away and is whole again; X's close is committed, its answer is under way for long.
+/// 2. D1 is away again. A write to it must not be answered without it: the fact is closed already.
+/// 3. X dies; D1 is back, and in sync as the facts say. All that was answered is there.
+#[test] // Proves: F-2, F-4.
+fn hole_23_while_a_close_is_proposed_the_portion_is_required() {
+    Script::run(19, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.cluster.kill(1, Role::Io);
+        script.write_at_last(4, &device, 0, &block(3)).await;
+        script.suspected().await;
+        let closed = |seen: &Seen| {
+            let closed =
+                matches!(seen.message, Message::FromCoordinator(Ok(CoordinatorReply::Closed(_))));
+            closed && seen.to == 4
+        };
+        let held = script.hold(closed);
+        script.cluster.start_process(1, Role::Io);
+        held.reached(1).await;
+        script.cluster.kill(1, Role::Io);
+        let write = script.begin_write(4, &device, 0, block(7));
+        let answered = timeout(SLOW, write).await;
+        script.cluster.kill(4, Role::Lc);
+        script.cluster.start_process(1, Role::Io);
+        let read = script.read_at_last(5, &device, 0, 8192).await;
+        if let Ok(Ok(Ok(()))) = answered {
+            assert!(read == blocks(&[7, 2]), "an answered write is gone");
+        }
+        assert!(read == blocks(&[7, 2]) || read == blocks(&[3, 2]), "neither old nor new");
+        drop(held);
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &read).await;
+    });
+}
+
+/// Hole 25: something stable above something that is not.
+///
+/// 1. D2 is away under a fact. A first write {D1, P} is held; D1's disk is slow. A second write, of
+///    D2's block, is kept by P alone.
+/// 2. A sync of the second must wait for the first too.
+/// 3. The site loses its power. What was synced is there, with all below it.
+#[test] // Proves: W-9, W-10.
+fn hole_25_what_is_stable_has_all_lower_numbers_below_it() {
+    Script::run(20, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2, 3, 4]).await;
+        script.power_cut(&[2]);
+        script.write_at_last(4, &device, BLOCK, &block(9)).await;
+        script.sync(4, &device).await.expect("all in sync can sync");
+        script.set_sync_time(&[1], SLOW);
+        script.write(4, &device, 0, block(5)).await.expect("a held write");
+        script.write(4, &device, 3 * BLOCK, block(6)).await.expect("another one");
+        script.sync(4, &device).await.expect("all in sync can sync");
+        script.power_cut(&[1, 3, 4, 5]);
+        script.power_on(&script.servers());
+        let read = script.read_at_last(5, &device, 0, 4 * BLOCK as u32).await;
+        assert!(read == blocks(&[5, 9, 3, 6]), "a synced write is gone");
+        script.check_all_ways(5, &device, &blocks(&[5, 9, 3, 6])).await;
+    });
+}
+
+/// Hole 30: the answer to a record is lost.
+///
+/// 1. P's promise does not arrive; the connection breaks.
+/// 2. X sends the record again. P has it and says so; it costs no fact, and the bytes are right.
+#[test] // Proves: W-1, W-5.
+fn hole_30_a_repeat_gets_the_first_answer() {
+    Script::run(21, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        let facts = script.note(|seen| {
+            matches!(seen.message, Message::ToCoordinator(CoordinatorRequest::RecordFacts { .. }))
+        });
+        let lost = script.lose(1, |seen| is_promise(seen, 3, 4));
+        script.write(4, &device, 0, block(3)).await.expect("it is sent again");
+        assert_eq!(lost.get(), 1);
+        script.write(4, &device, BLOCK, block(4)).await.expect("the next one follows");
+        assert_eq!(facts.get(), 0, "a lost answer costs a fact");
+        script.check_all_ways(4, &device, &blocks(&[3, 4])).await;
+    });
+}
+
+/// Joining under load: the owner dies while a portion joins.
+///
+/// 1. D1 was away while X wrote block 0. It is back and joins: it gets new writes, and its rebuild is
+///    under way for long. Block 2 is written meanwhile, also to D1, synced and applied.
+/// 2. X dies. The fact is open, so N believes nothing of D1; the next join begins anew.
+/// 3. D1 has at last both what it missed and what it got while the first join lasted.
+#[test] // Proves: F-4, F-2.
+fn a_join_that_fails_begins_anew() {
+    Script::run(22, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2, 3, 4]).await;
+        script.cluster.kill(1, Role::Io);
+        script.write_at_last(4, &device, 0, &block(5)).await;
+        script.suspected().await;
+        script.sync(4, &device).await.expect("all in sync can sync");
+        let rejoined = script.note(|seen| {
+            matches!(seen.message, Message::ToIo(IoRequest::Rejoin { .. })) && seen.from == 4
+        });
+        // Blocks for the rebuild are under way for long.
+        let inspected = script.hold(|seen| {
+            matches!(seen.message, Message::ToIo(IoRequest::Inspect { .. })) && seen.from == 4
+        });
+        script.cluster.start_process(1, Role::Io);
+        inspected.reached(1).await;
+        assert_eq!(rejoined.get(), 1);
+        script.cluster.kill(4, Role::Lc);
+        let read = script.read_at_last(5, &device, 0, 4 * BLOCK as u32).await;
+        assert!(read == blocks(&[5, 2, 3, 4]), "a joining portion was believed");
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &blocks(&[5, 2, 3, 4])).await;
+    });
+}
+
+/// Joining under load: writes go on while a portion is rebuilt, also to the rows that are rebuilt.
+///
+/// 1. D1 was away while X wrote blocks 0 and 2. It joins, and its first rebuilt blocks are under way
+///    for long.
+/// 2. Blocks 2 and 4 are written meanwhile. The rebuild goes on.
+/// 3. The fact is closed, and D1 has the newest of everything.
+#[test] // Proves: F-4, W-12.
+fn writes_go_on_while_a_portion_joins() {
+    Script::run(23, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2, 3, 4, 5, 6]).await;
+        script.cluster.kill(1, Role::Io);
+        script.write_at_last(4, &device, 0, &block(11)).await;
+        script.write_at_last(4, &device, 2 * BLOCK, &block(13)).await;
+        script.suspected().await;
+        let held = script.hold(|seen| {
+            matches!(seen.message, Message::ToIo(IoRequest::Rebuild { .. })) && seen.to == 1
+        });
+        script.cluster.start_process(1, Role::Io);
+        held.reached(1).await;
+        let over = script.begin_write(4, &device, 2 * BLOCK, block(23));
+        let beside = script.begin_write(4, &device, 4 * BLOCK, block(25));
+        held.release();
+        assert_eq!(over.await.expect("no panic"), Ok(()));
+        assert_eq!(beside.await.expect("no panic"), Ok(()));
+        script.check_all_ways(4, &device, &blocks(&[11, 2, 23, 4, 25, 6])).await;
+    });
+}
+
+/// Site power cut: what was synced is there, and of the rest a first part.
+///
+/// Writes are answered one after the other, each held, some synced; all machines lose their power at
+/// once and keep what their disks happened to have.
+async fn site_power_cut(script: Script, portions: u32) {
+    let servers: Vec<u32> = (1..=portions).collect();
+    let device = script.device(&servers);
+    let owner = portions + 1;
+    let count = 12;
+    script.write_at_last(owner, &device, 0, &blocks(&vec![0; count])).await;
+    script.stable_everywhere(owner, &device).await;
+    for server in &servers {
+        let time = Duration::from_millis(1 + script.simulation.random_below(400));
+        script.set_sync_time(&[*server], time);
+    }
+    let synced = script.simulation.random_below(count as u64) as usize;
+    let answered = synced + script.simulation.random_below((count - synced) as u64) as usize;
+    for number in 0..answered {
+        let at = (number * 5 % count) as u64 * BLOCK;
+        script.write_at_last(owner, &device, at, &block(number as u8 + 1)).await;
+        if number + 1 == synced {
+            script.sync(owner, &device).await.expect("all can sync");
+        }
+    }
+    script.servers().into_iter().for_each(|server| script.cluster.power_cut(server));
+    script.power_on(&script.servers());
+    let read = script.read_at_last(owner, &device, 0, (count * 4096) as u32).await;
+    let survived = |number: &usize| read[number * 5 % count * 4096] == *number as u8 + 1;
+    let prefix = (0..answered).take_while(survived).count();
+    assert!(synced <= prefix, "{synced} were synced, {prefix} survived");
+    let mut expected = blocks(&vec![0; count]);
+    for number in 0..prefix {
+        let at = number * 5 % count * 4096;
+        expected[at..at + 4096].fill(number as u8 + 1);
+    }
+    assert!(read == expected, "no prefix: {prefix} of {answered}, {synced} synced");
+    if device.scheme.parity() > 0 {
+        script.check_all_ways(owner, &device, &expected).await;
+    }
+}
+
+#[test] // Proves: W-10, W-9.
+fn hole_25_a_power_cut_of_the_site_leaves_a_prefix() {
+    for seed in 0..8 {
+        Script::run(seed, 4, "raid5/2+1", async |script| site_power_cut(script, 3).await);
+    }
+}
+
+#[test] // Proves: W-10, W-9.
+fn a_power_cut_of_the_site_leaves_a_prefix_with_m_0() {
+    for seed in 0..8 {
+        Script::run(seed, 4, "raid0/3", async |script| site_power_cut(script, 3).await);
+    }
+}
+
+#[test] // Proves: W-10, W-9.
+fn a_power_cut_of_the_site_leaves_a_prefix_with_m_2() {
+    for seed in 0..8 {
+        Script::run(seed, 5, "rs/2+2", async |script| site_power_cut(script, 4).await);
+    }
+}
+
+/// Hole 38: without parity a portion is away.
+///
+/// 1. A write to its block waits, and a read of it gives an error, never zeros.
+/// 2. The portion is back: the write is answered, and what was there before is there.
+#[test] // Proves: W-3, G-8.
+fn hole_38_without_parity_everything_waits_for_a_portion() {
+    Script::run(24, 5, "raid0/2", async |script| {
+        let device = script.device(&[1, 2]);
+        script.write_at_last(4, &device, 0, &blocks(&[1, 2, 3, 4])).await;
+        script.stable_everywhere(4, &device).await;
+        script.power_cut(&[2]);
+        let mut write = script.begin_write(4, &device, BLOCK, block(7));
+        let read = timeout(Duration::from_secs(10), script.read(4, &device, 3 * BLOCK, 4096)).await;
+        assert!(!matches!(read, Ok(Ok(_))), "a read without its portion gives bytes");
+        let early = timeout(Duration::from_millis(1), &mut write).await;
+        assert!(early.is_err(), "answered without its portion: {early:?}");
+        script.cluster.kill(4, Role::Lc);
+        let read = timeout(Duration::from_secs(10), script.read(5, &device, 3 * BLOCK, 4096)).await;
+        assert!(!matches!(read, Ok(Ok(_))), "a new owner reads without a portion");
+        script.power_on(&[2]);
+        let read = script.read_at_last(5, &device, 0, 4 * BLOCK as u32).await;
+        assert!(read == blocks(&[1, 7, 3, 4]) || read == blocks(&[1, 2, 3, 4]));
+        script.write_at_last(5, &device, 3 * BLOCK, &block(8)).await;
+        assert!(script.read_at_last(5, &device, 3 * BLOCK, 4096).await == block(8));
+    });
+}
+
+/// Hole 31 and 32: with rs/4+2 two servers die, both with a coordinator and a portion.
+///
+/// Writes go on: three coordinators of five are left, and k portions.
+#[test] // Proves: F-7, W-3, G-8.
+fn hole_31_and_32_two_of_six_servers_die_and_writes_go_on() {
+    Script::run(25, 6, "rs/4+2", async |script| {
+        let leader = script.leader().await;
+        let other = if leader == 1 { 2 } else { 1 };
+        let device = script.device(&[1, 2, 3, 4, 5, 6]);
+        let before = blocks(&[1, 2, 3, 4]);
+        script.write_at_last(6, &device, 0, &before).await;
+        script.power_cut(&[leader]);
+        script.power_cut(&[other]);
+        script.write_at_last(6, &device, BLOCK, &block(9)).await;
+        assert!(script.read_at_last(6, &device, 0, 1 << 20).await == blocks(&[1, 9, 3, 4]));
+        script.power_on(&[leader]);
+        script.power_on(&[other]);
+        script.check_all_ways(6, &device, &blocks(&[1, 9, 3, 4])).await;
+    });
+}
+
+/// O-8: a group that nobody asks for is settled by the sweep, and the sweep waits for all disks.
+///
+/// 1. A write reaches P only; X dies, the machine of D2 is away. Nobody asks for the device.
+/// 2. The sweep cannot ask D2's server, so the dead X stays pending.
+/// 3. D2 is back; the sweep ends. No journal keeps anything of X that is not settled.
+#[test] // Proves: O-8, F-3.
+fn a_sweep_settles_every_group_and_waits_for_every_disk() {
+    Script::run(26, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        let writer = script.incarnation(4).await;
+        let promised = script.note(|seen| is_promise(seen, 3, 4));
+        let held = script.hold(|seen| is_prepare(seen, 4, 1));
+        let write = script.begin_write(4, &device, 0, block(3));
+        held.reached(1).await;
+        script.counted("P promises", &promised, 1).await;
+        script.cluster.kill(4, Role::Lc);
+        write.abort();
+        script.power_cut(&[2]);
+        let unfinished = IoRequest::ListUnfinished { writers: vec![writer] };
+        let asked = script.note(|seen| {
+            matches!(seen.message, Message::ToIo(IoRequest::ListUnfinished { .. })) && seen.to == 3
+        });
+        script.counted("sweeps were tried", &asked, 5).await;
+        let pending = script.cluster.open_facts().await.map(|(_, pending)| pending);
+        assert_eq!(pending, Some(1), "a sweep ended without a disk");
+        script.power_on(&[2]);
+        script
+            .until("the sweep ends", async |script| {
+                matches!(script.cluster.open_facts().await, Some((_, 0)))
+            })
+            .await;
+        for server in 1..=5 {
+            match script.ask_io(server, &unfinished).await {
+                Some(IoReply::Unfinished { groups }) => assert!(groups.is_empty(), "at {server}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &blocks(&[1, 2])).await;
+    });
+}
