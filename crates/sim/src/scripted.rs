@@ -287,6 +287,23 @@ impl Script {
         }
     }
 
+    /// The server whose LC owns a device, or now becomes its owner.
+    pub async fn owner(&self, device: &GroupLayout) -> u32 {
+        let owner = Cell::new(0);
+        let found = async |script: &Self| {
+            owner.set(match script.read(1, device, 0, 1).await {
+                Ok(_) => 1,
+                Err(Failed::Refused(LccRefusal::NotOwner { owner: Some((lcc, _)) })) => {
+                    lcc.server.0
+                }
+                Err(_) => 0,
+            });
+            owner.get() != 0
+        };
+        self.until("somebody owns it", found).await;
+        owner.get()
+    }
+
     /// Reads a device in every way that the scheme allows for one lost portion: directly, and with
     /// each portion away in turn. All must be whole before and is whole after.
     pub async fn check_all_ways(&self, owner: u32, device: &GroupLayout, expected: &[u8]) {
