@@ -7,6 +7,7 @@ use braid_terms::{DeviceId, GroupLayout};
 use braid_wire::lcc::{AttributeChanges, Attributes, DirectoryOp, FileKind, LccReply, SetTime};
 use bytes::Bytes;
 
+use crate::acl::{ACCESS, Acl, is_acl};
 use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names, State};
 use crate::store::Store;
@@ -46,7 +47,7 @@ pub enum XattrMode {
 /// Longest value of an extended attribute, in bytes.
 const XATTR_VALUE_MAX: usize = 64 << 10;
 /// Extended attributes of one file, names and values, in bytes: they live in its record.
-const XATTR_ALL_MAX: usize = 128 << 10;
+const XATTR_ALL_MAX: usize = 64 << 10;
 
 impl Shared {
     /// Attributes, where they are here and believed.
@@ -76,6 +77,12 @@ impl State {
         let record = &self.record;
         (of_mode && privileges(record.mode) != 0)
             || (!record.xattrs.is_empty() && find_xattr(record, CAPABILITIES).is_ok())
+    }
+
+    /// A list of the file.
+    pub fn acl(&self, name: &[u8]) -> Option<Acl> {
+        // What is no list was refused when it was set.
+        find_xattr(&self.record, name).ok().and_then(|value| Acl::parse(&value).ok())
     }
 
     /// What takes the privileges away that a program in this file gives, if it has `mode` or its own.
@@ -108,8 +115,11 @@ fn find_xattr(record: &Attributes, name: &[u8]) -> Outcome<Bytes> {
     found.map(|(_, value)| value.clone()).ok_or(Errno::NODATA)
 }
 
-/// Which names are kept; ACLs are not built yet.
+/// Which names are kept.
 fn check_xattr_name(name: &[u8]) -> Outcome<()> {
+    if is_acl(name) {
+        return Ok(());
+    }
     let known = [b"user.".as_slice(), b"trusted.", b"security."];
     match known.iter().find(|prefix| name.starts_with(prefix)) {
         Some(prefix) if name.len() > prefix.len() => Ok(()),
@@ -193,6 +203,12 @@ impl<S: Store> Vfs<S> {
             mtime: changes.mtime,
             ..AttributeChanges::default()
         };
+        if let Some(mode) = change.mode {
+            self.refresh(&inode).await?;
+            change.set_xattrs = inode.state().acl(ACCESS).map_or_else(Vec::new, |acl| {
+                vec![(Bytes::from_static(ACCESS), acl.with_mode(mode).bytes())]
+            });
+        }
         if kills {
             let state = inode.state();
             let without = state.without_privileges(change.mode);
@@ -253,8 +269,10 @@ impl<S: Store> Vfs<S> {
         name: Bytes,
         value: Bytes,
         mode: XattrMode,
+        kill_sgid: bool,
     ) -> Outcome<()> {
         check_xattr_name(&name)?;
+        let acl = if is_acl(&name) { Some(Acl::parse(&value)?) } else { None };
         if name.len() > braid_terms::NAME_MAX {
             return Err(Errno::RANGE);
         }
@@ -278,8 +296,19 @@ impl<S: Store> Vfs<S> {
                 return Err(Errno::NOSPC);
             }
         }
-        let changes =
-            AttributeChanges { set_xattrs: vec![(name, value)], ..AttributeChanges::default() };
+        let mut changes = AttributeChanges::default();
+        let acl = acl.filter(|_| name == ACCESS);
+        let says_no_more = acl.as_ref().is_some_and(Acl::is_minimal);
+        if let Some(acl) = acl {
+            let old = inode.state().record.mode;
+            changes.mode = Some(acl.mode(old) & if kill_sgid { !0o2000 } else { !0 });
+        }
+        if says_no_more {
+            let was_there = find_xattr(&inode.state().record, &name).is_ok();
+            changes.remove_xattrs.extend(was_there.then_some(name));
+        } else {
+            changes.set_xattrs.push((name, value));
+        }
         self.change_record(&inode, changes, false).await
     }
 

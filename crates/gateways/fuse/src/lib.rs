@@ -18,6 +18,7 @@
 //! DESIGN 2, 8, 9, 13; W-9, N-1 (first version: times instead of recalls, see
 //! `docs/departures.md`).
 
+mod acl;
 mod attach;
 mod attributes;
 mod bridge;

@@ -26,6 +26,7 @@ use braid_wire::lcc::{
 };
 use bytes::Bytes;
 
+use crate::acl::{ACCESS, DEFAULT};
 use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names};
 use crate::store::Store;
@@ -47,6 +48,8 @@ pub struct NewNode {
     pub kind: FileKind,
     /// Permission bits.
     pub mode: u32,
+    /// Those that it does not get, unless its directory has a default list.
+    pub umask: u32,
     /// Number of a device node.
     pub rdev: u64,
     /// A symlink's target.
@@ -146,19 +149,33 @@ impl<S: Store> Vfs<S> {
 
     /// Attributes of something new: the group of a setgid directory is inherited.
     async fn new_attributes(&self, parent: &Arc<Inode>, node: &NewNode) -> Outcome<NewAttributes> {
-        let (parent_mode, parent_gid, names) = {
+        let (parent_mode, parent_gid, names, default) = {
             let state = parent.state();
-            (state.record.mode, state.record.gid, state.names)
+            (state.record.mode, state.record.gid, state.names, state.acl(DEFAULT))
         };
         if names != Names::Some {
             return Err(Errno::NOENT);
         }
         let inherits = parent_mode & SETGID != 0;
         let is_directory = node.kind == FileKind::Directory;
+        let mut xattrs = Vec::new();
+        let mode = match default {
+            Some(default) if node.kind != FileKind::Symlink => {
+                let (mode, access) = default.clone().inherit(node.mode);
+                if !access.is_minimal() {
+                    xattrs.push((Bytes::from_static(ACCESS), access.bytes()));
+                }
+                if is_directory {
+                    xattrs.push((Bytes::from_static(DEFAULT), default.bytes()));
+                }
+                mode
+            }
+            _ => node.mode & !node.umask,
+        };
         Ok(NewAttributes {
             id: None,
             kind: node.kind,
-            mode: node.mode & 0o7777 | if inherits && is_directory { SETGID } else { 0 },
+            mode: mode & 0o7777 | if inherits && is_directory { SETGID } else { 0 },
             uid: node.caller.uid,
             gid: if inherits { parent_gid } else { node.caller.gid },
             made: None,
@@ -168,7 +185,7 @@ impl<S: Store> Vfs<S> {
             data: FileData::None,
             size: 0,
             target: node.target.clone(),
-            xattrs: Vec::new(),
+            xattrs,
         })
     }
 

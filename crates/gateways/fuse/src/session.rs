@@ -54,6 +54,9 @@ const FEATURES: u32 = feature::ASYNC_READ
     | feature::MAX_PAGES
     // Own writes change the time of a file; its pages stay right all the same.
     | feature::EXPLICIT_INVAL_DATA
+    | feature::POSIX_ACL
+    | feature::DONT_MASK
+    | feature::SETXATTR_EXT
     // Else the kernel asks for `security.capability` before each write.
     | feature::HANDLE_KILLPRIV_V2;
 /// Requests taken before tasks get their turn.
@@ -484,11 +487,12 @@ impl<S: Store> Session<S> {
 
     fn mknod(&self, asked: &mut Asked<'_>) -> Outcome<()> {
         let (mode, rdev) = (asked.fields.u32()?, asked.fields.u32()?);
-        asked.fields.u64()?;
+        let (umask, _) = (asked.fields.u32()?, asked.fields.u32()?);
         let name = asked.fields.name()?;
         let node = NewNode {
             kind: to_kind(mode)?,
             mode,
+            umask,
             rdev: u64::from(rdev),
             target: None,
             caller: asked.caller(),
@@ -497,10 +501,10 @@ impl<S: Store> Session<S> {
     }
 
     fn mkdir(&self, asked: &mut Asked<'_>) -> Outcome<()> {
-        let (mode, _umask) = (asked.fields.u32()?, asked.fields.u32()?);
+        let (mode, umask) = (asked.fields.u32()?, asked.fields.u32()?);
         let name = asked.fields.name()?;
         let kind = FileKind::Directory;
-        let node = NewNode { kind, mode, rdev: 0, target: None, caller: asked.caller() };
+        let node = NewNode { kind, mode, umask, rdev: 0, target: None, caller: asked.caller() };
         self.make(asked, name, node)
     }
 
@@ -509,6 +513,7 @@ impl<S: Store> Session<S> {
         let node = NewNode {
             kind: FileKind::Symlink,
             mode: 0o777,
+            umask: 0,
             rdev: 0,
             target: Some(target),
             caller: asked.caller(),
@@ -583,10 +588,16 @@ impl<S: Store> Session<S> {
 
     fn create(&self, asked: &mut Asked<'_>) -> Outcome<()> {
         let (flags, mode) = (asked.fields.u32()?.cast_signed(), asked.fields.u32()?);
-        asked.fields.u64()?;
+        let (umask, _) = (asked.fields.u32()?, asked.fields.u32()?);
         let (parent, name) = (self.id(asked.header.node), asked.fields.name()?);
-        let node =
-            NewNode { kind: FileKind::File, mode, rdev: 0, target: None, caller: asked.caller() };
+        let node = NewNode {
+            kind: FileKind::File,
+            mode,
+            umask,
+            rdev: 0,
+            target: None,
+            caller: asked.caller(),
+        };
         self.spawn(asked, |vfs, reply| async move {
             match vfs.create(parent, name, node, flags).await {
                 Ok((inode, opened)) => {
@@ -826,7 +837,9 @@ impl<S: Store> Session<S> {
     }
 
     fn setxattr(&self, asked: &mut Asked<'_>) -> Outcome<()> {
+        const KILL_SGID: u32 = 1;
         let (size, flags) = (asked.fields.u32()?, asked.fields.u32()?);
+        let (more, _) = (asked.fields.u32()?, asked.fields.u32()?);
         let mode = match flags {
             0 => XattrMode::Any,
             1 => XattrMode::Create,
@@ -836,7 +849,7 @@ impl<S: Store> Session<S> {
         let (id, name) = (self.id(asked.header.node), asked.fields.name()?);
         let value = Bytes::copy_from_slice(asked.fields.take(size as usize)?);
         self.spawn(asked, |vfs, reply| async move {
-            reply.outcome(vfs.set_xattr(id, name, value, mode).await);
+            reply.outcome(vfs.set_xattr(id, name, value, mode, more & KILL_SGID != 0).await);
         });
         Ok(())
     }

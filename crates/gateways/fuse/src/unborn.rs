@@ -31,6 +31,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 
+use crate::acl::ACCESS;
 use crate::attributes::Changes;
 use crate::clock::{now_ms, wall};
 use crate::errno::{Errno, Outcome};
@@ -62,7 +63,7 @@ const RACES_MAX: u32 = 16;
 impl State {
     /// Changes attributes of a file of which the owner knows nothing. Says whether it is one.
     fn change_unborn(&mut self, changes: &Changes) -> bool {
-        if self.unborn.is_none() {
+        if self.unborn.is_none() || (changes.mode.is_some() && self.acl(ACCESS).is_some()) {
             return false;
         }
         let time = |time: SetTime| match time {

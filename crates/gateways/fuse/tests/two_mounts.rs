@@ -181,6 +181,58 @@ fn attributes_set_before_the_owner_knows_the_file_are_kept() {
     assert_eq!(text, "from an archive");
 }
 
+/// A list as the kernel writes it: by tag, permissions and id.
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        bytes.extend_from_slice(&tag.to_le_bytes());
+        bytes.extend_from_slice(&permissions.to_le_bytes());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn access_lists_are_kept_inherited_and_shown_in_the_mode() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    const ACCESS: &str = "system.posix_acl_access";
+    const DEFAULT: &str = "system.posix_acl_default";
+    let Some((one, other)) = two() else { return };
+    let none = u32::MAX;
+    let list =
+        |mask| acl(&[(1, 7, none), (2, 6, 1234), (4, 5, none), (16, mask, none), (32, 0, none)]);
+    let folder = one.path("folder");
+    fs::create_dir(&folder).expect("it is made");
+    let plain = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&folder, DEFAULT, &list(7), plain).expect("it is set");
+    // Made at once, and made for later: both inherit.
+    fs::create_dir(folder.join("sub")).expect("it is made");
+    fs::write(folder.join("file"), b"bytes").expect("it is written");
+    let get = |path: &std::path::Path, name: &str| {
+        let mut value = vec![0; 256];
+        let length = rustix::fs::getxattr(path, name, &mut value[..]).map_err(|_| ())?;
+        value.truncate(length);
+        Ok::<_, ()>(value)
+    };
+    let mode = |path: &std::path::Path| fs::metadata(path).expect("it is there").mode() & 0o7777;
+    let there = other.path("folder");
+    assert_eq!(get(&there.join("sub"), DEFAULT), Ok(list(7)));
+    assert_eq!(mode(&there.join("sub")), 0o770, "the umask does not count");
+    let cut = acl(&[(1, 6, none), (2, 6, 1234), (4, 5, none), (16, 6, none), (32, 0, none)]);
+    assert_eq!(get(&there.join("file"), ACCESS), Ok(cut));
+    assert_eq!(mode(&there.join("file")), 0o660);
+    // The mode changes the list, and the list the mode.
+    let file = folder.join("file");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("it is set");
+    let masked = acl(&[(1, 6, none), (2, 6, 1234), (4, 5, none), (16, 4, none), (32, 0, none)]);
+    assert_eq!(get(&file, ACCESS), Ok(masked));
+    rustix::fs::setxattr(&file, ACCESS, &list(1), plain).expect("it is set");
+    assert_eq!(mode(&file), 0o710);
+    let minimal = acl(&[(1, 6, none), (4, 4, none), (32, 4, none)]);
+    rustix::fs::setxattr(&file, ACCESS, &minimal, plain).expect("it is set");
+    assert_eq!((mode(&file), get(&file, ACCESS)), (0o644, Err(())), "a mode says it all");
+}
+
 mod locks {
     use std::os::fd::AsFd;
 
