@@ -5,6 +5,7 @@
 //! | `cli.rs`              | the command line as clap sees it                                 |
 //! | `layout.rs`           | folders, files and ports of a server and of the embedded cluster |
 //! | `main_controller.rs`  | the parent process of a server: starts, watches, restarts        |
+//! | `mount_helper.rs`     | the program as the helper of `mount(8)`                          |
 //! | `role.rs`             | a child process: coordinator, LC or I/O server                   |
 //! | `commands/`           | what each command does                                           |
 
@@ -13,6 +14,7 @@ mod commands;
 mod inherited;
 mod layout;
 mod main_controller;
+mod mount_helper;
 mod output;
 mod role;
 
@@ -22,7 +24,14 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     end_quietly_on_broken_pipes();
-    let arguments = cli::Cli::parse();
+    let arguments = match mount_helper::translate(std::env::args_os().collect()) {
+        Ok(mount_helper::Called::With(arguments)) => cli::Cli::parse_from(arguments),
+        Ok(mount_helper::Called::Fake) => return ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("mount.fuse.braid: {reason}");
+            return ExitCode::from(1);
+        }
+    };
     output::start_logging(&arguments);
     match commands::run(arguments) {
         Ok(code) => code,

@@ -6,9 +6,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
-use common::Cluster;
+use common::{Cluster, kill};
 
 /// A mount that ends with the test.
 struct Mount {
@@ -110,4 +110,117 @@ fn bad_options_are_refused_with_a_reason() {
     assert!(error.contains("sofft"), "{error}");
     let error = cluster.fails(1, &["mount", "/nowhere/at/all"]);
     assert!(error.contains("/nowhere/at/all"), "{error}");
+}
+
+/// Numbered files written by a process of its own until `stop` is there.
+///
+/// Not by a thread of the test: a process that is started closes what it inherits, and a close
+/// waits for the cluster, which the test starts.
+fn start_writer(cluster: &Cluster, folder: &Path) -> Child {
+    for kind in 0..3 {
+        fs::write(cluster.path(&format!("source-{kind}")), pattern(100 + kind * 100_000)).unwrap();
+    }
+    let script = "count=0; while [ ! -e \"$1/stop\" ] || [ $count = 0 ]; do \
+        dd if=\"$1/source-$((count % 3))\" of=\"$2/file-$count\" bs=1M conv=fsync status=none || exit 1; \
+        count=$((count + 1)); done; echo $count";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "writer"]).arg(cluster.path("")).arg(folder);
+    command.stdout(Stdio::piped()).spawn().expect("a shell is there")
+}
+
+fn check_all(folder: &Path, count: usize) {
+    for index in 0..count {
+        let read = fs::read(folder.join(format!("file-{index}"))).expect("it is read");
+        assert!(read == pattern(100 + index % 3 * 100_000), "file-{index}");
+    }
+}
+
+#[test]
+fn a_mount_survives_the_kill_of_owners_disks_leader_and_a_restart_of_all() {
+    let cluster = Cluster::started(3);
+    let Some(mount) = Mount::start(&cluster, "mnt", &[]) else { return };
+    let folder = mount.path("work");
+    fs::create_dir(&folder).expect("it is made");
+    let before = folder.join("open-all-the-time");
+    let kept = File::create(&before).expect("it is made");
+    let writer = start_writer(&cluster, &folder);
+    // Each server's processes in turn: with the LCs go the owners, with one of the coordinators the
+    // leader.
+    for role in ["lc", "io", "coordinator"] {
+        for server in 1..=3 {
+            let pids = cluster.pids(server, role);
+            assert!(!pids.is_empty(), "{role} of {server} runs");
+            pids.iter().for_each(|pid| kill(*pid, "KILL"));
+            cluster.wait_status("another process in its place, and health", |status| {
+                let now = common::pids_in(status, server, role);
+                let is_new = !now.is_empty() && now.iter().all(|pid| !pids.contains(pid));
+                is_new && status["health"] == "ok"
+            });
+        }
+    }
+    // And all at once.
+    cluster.ok(&["down"]);
+    cluster.up(3);
+    fs::write(cluster.path("stop"), b"").expect("it is written");
+    let output = writer.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "the writer never fails");
+    let count = String::from_utf8(output.stdout).expect("digits").trim().parse().expect("digits");
+    check_all(&folder, count);
+    kept.write_all_at(b"still open", 0).expect("it is written");
+    kept.sync_all().expect("it is stable");
+    drop(kept);
+    // With nothing known but what the cluster has.
+    let Some(other) = Mount::start(&cluster, "other", &[]) else { return };
+    check_all(&other.path("work"), count);
+    assert_eq!(fs::read(other.path("work/open-all-the-time")).expect("it is read"), b"still open");
+    assert_eq!(fs::read_dir(other.path("work")).expect("it lists").count(), count + 1);
+}
+
+#[test]
+fn a_soft_mount_of_a_lost_cluster_fails_and_a_killed_process_leaves_a_hard_one() {
+    let cluster = Cluster::started(3);
+    let Some(mount) = Mount::start(&cluster, "mnt", &[]) else { return };
+    fs::write(mount.path("file"), b"bytes").expect("it is written");
+    cluster.ok(&["down"]);
+    let mut reader = Command::new("cat")
+        .arg(mount.path("file"))
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("cat is there");
+    // It waits for the cluster; nothing else ends it.
+    assert!(reader.try_wait().expect("it can be asked").is_none());
+    reader.kill().expect("it can be killed");
+    // Never ends if the kernel holds the reader.
+    let status = reader.wait().expect("it ends");
+    assert!(!status.success());
+    cluster.up(3);
+    assert_eq!(fs::read(mount.path("file")).expect("the cluster is back"), b"bytes");
+}
+
+#[test]
+fn mount_finds_the_helper_by_its_name() {
+    let cluster = Cluster::started(3);
+    if File::open("/dev/fuse").is_err() {
+        println!("skipped: no /dev/fuse");
+        return;
+    }
+    let helper = cluster.path("mount.fuse.braid");
+    symlink(env!("CARGO_BIN_EXE_braid"), &helper).expect("it is linked");
+    let directory = cluster.path("mnt");
+    fs::create_dir(&directory).expect("a folder can be made");
+    let output = Command::new(&helper)
+        .arg(cluster.path("braid-data/client.toml"))
+        .arg(&directory)
+        .args(["-n", "-o", "rw,nofail,ttl=100", "-t", "fuse.braid"])
+        .output()
+        .expect("it runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    if error.contains("not permitted") || error.contains("fusermount3") {
+        println!("skipped: {error}");
+        return;
+    }
+    assert!(output.status.success(), "{error}");
+    let mount = Mount { directory };
+    fs::write(mount.path("file"), b"bytes").expect("it is written");
+    assert_eq!(cluster.ok(&["cat", "/file"]), "bytes");
 }

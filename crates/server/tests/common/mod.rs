@@ -121,12 +121,7 @@ impl Cluster {
 
     /// Process ids of a server by role.
     pub fn pids(&self, server: u64, role: &str) -> Vec<i32> {
-        let status = self.json(&["status", "--json"]);
-        let servers = status["servers"].as_array().unwrap();
-        let server = servers.iter().find(|found| found["id"] == server).unwrap();
-        let processes = server["processes"].as_array().unwrap();
-        let of_role = processes.iter().filter(|process| role.is_empty() || process["role"] == role);
-        of_role.filter_map(|process| process["pid"].as_i64()).map(|pid| pid as i32).collect()
+        pids_in(&self.json(&["status", "--json"]), server, role)
     }
 
     pub fn logs(&self) -> String {
@@ -145,6 +140,15 @@ impl Cluster {
         }
         text
     }
+}
+
+/// Process ids of a server by role, as a status tells them; none where it tells nothing of it.
+pub fn pids_in(status: &Value, server: u64, role: &str) -> Vec<i32> {
+    let servers = status["servers"].as_array().into_iter().flatten();
+    let of_server = servers.filter(|found| found["id"] == server);
+    let processes = of_server.filter_map(|found| found["processes"].as_array()).flatten();
+    let of_role = processes.filter(|process| role.is_empty() || process["role"] == role);
+    of_role.filter_map(|process| process["pid"].as_i64()).map(|pid| pid as i32).collect()
 }
 
 impl Drop for Cluster {
