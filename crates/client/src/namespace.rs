@@ -14,7 +14,7 @@ use braid_terms::{ClusterMap, DataType, DeviceId, GroupLayout, REQUEST_BYTES_MAX
 use braid_wire::coordinator_client::CoordinatorClient;
 use braid_wire::lcc::{
     AttributeChanges, Attributes, DirectoryOp, FileData, FileKind, GroupDescription, LccReply,
-    LccRequest, LccStatus, SetTime,
+    LccRequest, LccStatus, RowPlace, SetTime, Verified,
 };
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -474,6 +474,24 @@ impl Client {
     pub async fn repair_group(&self, layout: &GroupLayout) -> Result<(), Error> {
         let request = LccRequest::Repair { layout: layout.clone() };
         self.0.reach.ask(&request, braid_env::Payload::empty()).await.map(|_| ())
+    }
+
+    /// Verifies a whole group at its owner, see [`Verified`]. Source: F-6.
+    pub async fn verify_group(&self, layout: &GroupLayout) -> Result<Verified, Error> {
+        let mut sum = Verified { next: Some(RowPlace::default()), ..Verified::default() };
+        while let Some(from) = sum.next {
+            let request = LccRequest::Verify { layout: layout.clone(), from };
+            let seen = match self.0.reach.ask(&request, braid_env::Payload::empty()).await? {
+                (LccReply::Verified(seen), _) => seen,
+                (reply, _) => return Err(unexpected(&reply)),
+            };
+            sum.blocks += seen.blocks;
+            sum.bad_blocks += seen.bad_blocks;
+            sum.unfit_rows += seen.unfit_rows;
+            sum.rows_left += seen.rows_left;
+            sum.next = seen.next;
+        }
+        Ok(sum)
     }
 
     /// State of each server's LCC that answers.

@@ -197,7 +197,8 @@ impl Reach {
             LccRequest::Directory { layout, .. }
             | LccRequest::File { layout, .. }
             | LccRequest::DescribeGroup { layout }
-            | LccRequest::Repair { layout } => layout.group(),
+            | LccRequest::Repair { layout }
+            | LccRequest::Verify { layout, .. } => layout.group(),
             LccRequest::NewDevices { .. } | LccRequest::Status => {
                 unreachable!("not about a group: see ask_at")
             }

@@ -126,8 +126,14 @@ async fn renew(count: u32, number: u32) {
     };
     loop {
         let of_lc = CoordinatorRequest::Renew { lc, map_version: 1000 };
-        let of_io =
-            CoordinatorRequest::RenewIo { io, map_version: 1000, bytes_total: 1, bytes_free: 1 };
+        let of_io = CoordinatorRequest::RenewIo {
+            io,
+            map_version: 1000,
+            bytes_total: 1,
+            bytes_free: 1,
+            scrub: Default::default(),
+            bad: Vec::new(),
+        };
         for request in [of_lc, of_io, CoordinatorRequest::Work { lc }] {
             if let Err(error) = client.call(&request, wait).await {
                 println!("server {number}: {error}");

@@ -38,6 +38,9 @@ use braid_terms::{
     ServerId,
 };
 
+use braid_wire::coordinator::BAD_MAX;
+use braid_wire::io::{BadBlocks, ScrubStatus};
+
 use crate::state_machine::StateMachine;
 
 /// The global controller of one term.
@@ -71,13 +74,15 @@ struct LcLease {
     condemned: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct IoLease {
     disk: DiskId,
     until: Moment,
     bytes_total: u64,
     /// None where it was not heard in this term.
     bytes_free: Option<u64>,
+    scrub: Option<ScrubStatus>,
+    bad: Vec<BadBlocks>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -155,7 +160,8 @@ impl GlobalController {
         self.ios.retain(|io, _| valid.contains_key(io));
         for (io, disk) in valid {
             let until = now + UNHEARD_DISK;
-            let lease = IoLease { disk, until, bytes_total: 0, bytes_free: None };
+            let (bytes_free, scrub, bad) = Default::default();
+            let lease = IoLease { disk, until, bytes_total: 0, bytes_free, scrub, bad };
             self.ios.entry(io).or_insert(lease);
         }
         let lccs = map.servers.values().flat_map(|server| server.lccs.iter().copied().flatten());
@@ -208,13 +214,16 @@ impl GlobalController {
         arrived: Moment,
         state: &StateMachine,
         io: Incarnation,
-        space: DiskSpace,
+        mut news: DiskNews,
     ) -> Result<(), Refused> {
         self.follow_map(now, state);
         let lease = self.ios.get_mut(&io).ok_or(Refused)?;
         lease.until = arrived + lease_at_gc();
-        lease.bytes_total = space.bytes_total;
-        lease.bytes_free = Some(space.bytes_free);
+        lease.bytes_total = news.bytes_total;
+        lease.bytes_free = Some(news.bytes_free);
+        lease.scrub = Some(news.scrub);
+        news.bad.truncate(BAD_MAX);
+        lease.bad = news.bad;
         Ok(())
     }
 
@@ -449,6 +458,15 @@ impl GlobalController {
         };
         let due = self.dead_since.iter().filter(|(dead, since)| is_due(**dead, **since));
         work.sweeps = due.map(|(dead, _)| *dead).take(SWEEPS_MAX).collect();
+        let heard = self.ios.values().filter(|io| now < io.until);
+        let found = heard.flat_map(|io| io.bad.iter().map(move |bad| (io.disk, bad)));
+        let is_its = |disk: DiskId, bad: &BadBlocks| {
+            bad.layout.check().is_ok()
+                && (1..=bad.layout.disks.len()).contains(&usize::from(bad.slot.0))
+                && bad.layout.disk(bad.slot) == disk
+        };
+        let mine = found.filter(|(disk, bad)| is_its(*disk, bad) && is_mine(bad.layout.group()));
+        work.bad = mine.map(|(_, bad)| bad.clone()).take(WORK_MAX).collect();
         self.work_cursors.insert(lc, cursor);
         work
     }
@@ -478,6 +496,15 @@ impl GlobalController {
         let mut spaces: Vec<_> = heard.collect();
         spaces.sort_unstable();
         spaces
+    }
+
+    /// How far the scrubs of live disks are.
+    #[must_use]
+    pub fn scrubs(&self, now: Moment) -> Vec<(DiskId, ScrubStatus)> {
+        let live = self.ios.values().filter(|lease| now < lease.until);
+        let mut scrubs: Vec<_> = live.filter_map(|io| Some((io.disk, io.scrub?))).collect();
+        scrubs.sort_unstable_by_key(|(disk, _)| *disk);
+        scrubs
     }
 
     /// Servers whose LC holds a lease.
@@ -520,13 +547,17 @@ pub struct Renewal {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Refused;
 
-/// Space of a disk in bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct DiskSpace {
-    /// All of it.
+/// What an I/O server tells of its disk.
+#[derive(Clone, Debug, Default)]
+pub struct DiskNews {
+    /// Space in bytes.
     pub bytes_total: u64,
     /// Free of that.
     pub bytes_free: u64,
+    /// How far its scrub is.
+    pub scrub: ScrubStatus,
+    /// What it found bad.
+    pub bad: Vec<BadBlocks>,
 }
 
 /// One message of `Holdings`.
@@ -547,6 +578,8 @@ pub struct Work {
     pub facts: Vec<Fact>,
     /// Dead LCC incarnations.
     pub sweeps: Vec<Incarnation>,
+    /// Blocks that a scrub found bad.
+    pub bad: Vec<BadBlocks>,
 }
 
 /// A lease as we count it: from the arrival of the renewal, and 2 % for drift. Source: O-4.

@@ -1,6 +1,9 @@
 use crate::command::Command;
 use crate::state_machine::test::{lease, register, state, suspect_of};
 
+use braid_terms::PortionIndex;
+use braid_wire::io::BlockRange;
+
 use super::*;
 
 const LEASE: Duration = lease_at_gc();
@@ -285,7 +288,7 @@ fn each_fact_is_worked_off_by_one_live_lc_when_its_disk_is_there() {
     let late = START + LEASE;
     world.renew(late, 1).unwrap();
     let io = world.state.map().disks[&DiskId(1)].incarnation.unwrap();
-    let space = DiskSpace { bytes_total: 10, bytes_free: 5 };
+    let space = DiskNews { bytes_total: 10, bytes_free: 5, ..DiskNews::default() };
     world.gc.renew_io(late, late, &world.state, io, space).unwrap();
     assert_eq!(work(&mut world, late, 1).len(), 100);
     assert!(work(&mut world, late, 0).is_empty());
@@ -343,8 +346,8 @@ fn disks_are_live_by_their_leases_and_after_an_election_for_a_while_without() {
     world.state.apply(Command::RegisterIo { disk: DiskId(2), identity: 2 });
     world.elect(6, START);
     let io = world.state.map().disks[&DiskId(1)].incarnation.unwrap();
-    let space = DiskSpace { bytes_total: 10, bytes_free: 5 };
-    world.gc.renew_io(START, START, &world.state, io, space).unwrap();
+    let space = DiskNews { bytes_total: 10, bytes_free: 5, ..DiskNews::default() };
+    world.gc.renew_io(START, START, &world.state, io, space.clone()).unwrap();
     let live = |world: &World, now| world.gc.live_disks(now, &world.state).collect::<Vec<_>>();
     assert_eq!(live(&world, START), [(DiskId(1), 5), (DiskId(2), 5)]);
     assert_eq!(live(&world, START + UNHEARD_DISK), [(DiskId(1), 5)]);
@@ -352,4 +355,33 @@ fn disks_are_live_by_their_leases_and_after_an_election_for_a_while_without() {
     assert_eq!(world.gc.disk_spaces(START), [(DiskId(1), 10, 5)]);
     let wrong = Incarnation(999);
     assert_eq!(world.gc.renew_io(START, START, &world.state, wrong, space), Err(Refused));
+}
+
+#[test] // Proves: F-6.
+fn bad_blocks_are_for_the_owner_while_their_disk_tells_of_them() {
+    let mut world = World::new().all_told();
+    world.state.apply(Command::RegisterIo { disk: DiskId(1), identity: 1 });
+    let owner = world.lccs[1][0];
+    granted(world.grant(START, owner, 77));
+    let layout = match suspect_of(77, 1) {
+        FactKind::Suspect { layout, .. } => layout,
+        other => panic!("{other:?}"),
+    };
+    let range = BlockRange { device_index: 0, first: 5, count: 2 };
+    let bad = BadBlocks { layout, slot: PortionIndex(1), range };
+    let mut foreign = bad.clone();
+    foreign.layout.devices.clear();
+    let elsewhere = BadBlocks { slot: PortionIndex(99), ..bad.clone() };
+    let io = world.state.map().disks[&DiskId(1)].incarnation.unwrap();
+    let told = vec![foreign, elsewhere, bad.clone()];
+    let news = DiskNews { bad: told, ..DiskNews::default() };
+    world.gc.renew_io(START, START, &world.state, io, news).unwrap();
+    let of = |world: &mut World, lc: usize| {
+        let lc = world.lcs[lc];
+        world.gc.work(START, &world.state, lc).bad
+    };
+    assert_eq!(of(&mut world, 0), []);
+    assert_eq!(of(&mut world, 1), [bad]);
+    world.gc.renew_io(START, START, &world.state, io, DiskNews::default()).unwrap();
+    assert_eq!(of(&mut world, 1), []);
 }

@@ -31,7 +31,9 @@ use openraft::async_runtime::WatchReceiver;
 
 use crate::command::{Command, Outcome};
 use crate::driver::Driver;
-use crate::global_controller::{DiskSpace, Effect, GlobalController, Ownership, Refused, Told};
+use crate::global_controller::{
+    DiskNews, Effect, GlobalController, Ownership, Refused, Told, Work,
+};
 use crate::proposals::{Haste, WEIGHT_MAX};
 use crate::raft::network;
 use crate::state_machine::StateMachine;
@@ -82,8 +84,16 @@ impl Driver {
                 self.change(Command::RegisterIo { disk, identity }).await
             }
             CoordinatorRequest::Renew { lc, map_version } => self.on_renew(lc, map_version).await,
-            CoordinatorRequest::RenewIo { io, map_version, bytes_total, bytes_free } => {
-                self.on_renew_io(io, map_version, DiskSpace { bytes_total, bytes_free }).await
+            CoordinatorRequest::RenewIo {
+                io,
+                map_version,
+                bytes_total,
+                bytes_free,
+                scrub,
+                bad,
+            } => {
+                let news = DiskNews { bytes_total, bytes_free, scrub, bad };
+                self.on_renew_io(io, map_version, news).await
             }
             CoordinatorRequest::Holdings { lc, term, groups, ranges: _, last } => {
                 let now = self.env.now();
@@ -117,7 +127,8 @@ impl Driver {
             CoordinatorRequest::Work { lc } => {
                 let now = self.env.now();
                 let work = self.lead(|gc, state, _| gc.work(now, state, lc))?;
-                Ok(CoordinatorReply::Work { facts: work.facts, sweeps: work.sweeps })
+                let Work { facts, sweeps, bad } = work;
+                Ok(CoordinatorReply::Work { facts, sweeps, bad })
             }
             CoordinatorRequest::SetRoot { layout } => {
                 layout.check().map_err(|error| bad(error.to_string()))?;
@@ -234,12 +245,12 @@ impl Driver {
         self: &Rc<Self>,
         io: Incarnation,
         map_version: u64,
-        space: DiskSpace,
+        news: DiskNews,
     ) -> Answer {
         let arrived = self.env.now();
         self.quorum_round(Haste::Soon).await?;
         let now = self.env.now();
-        self.lead(|gc, state, _| gc.renew_io(now, arrived, state, io, space))?.map_err(invalid)?;
+        self.lead(|gc, state, _| gc.renew_io(now, arrived, state, io, news))?.map_err(invalid)?;
         self.renewed(map_version, false)
     }
 
@@ -371,6 +382,7 @@ impl Driver {
         };
         if let Some(controller) = &*self.controller.borrow() {
             status.disks = controller.disk_spaces(now);
+            status.scrubs = controller.scrubs(now);
             status.servers = controller.live_servers(now, &state);
             status.groups = controller.groups();
             status.grants = controller.grants();

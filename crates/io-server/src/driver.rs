@@ -25,7 +25,7 @@ use braid_terms::{
 };
 use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::{CoordinatorClient, CoordinatorError};
-use braid_wire::io::{Io, IoRefusal, IoReply, IoRequest};
+use braid_wire::io::{Io, IoRefusal, IoReply, IoRequest, IoStatus};
 use braid_wire::rpc::{Handler, Hello, HelloReply, Peer, serve};
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -39,6 +39,7 @@ use crate::journal_body::{Rejoined, Removed};
 use crate::read::read;
 use crate::recovery::recover;
 use crate::requests::{Promise, key_of};
+use crate::scrub::Scrub;
 use crate::store::{Limits, Store};
 use crate::sync::{MediumFailed, Syncer};
 
@@ -94,6 +95,7 @@ pub struct IoServer {
     writers: Rc<RefCell<Writers>>,
     coordinators: Rc<RefCell<Option<CoordinatorClient>>>,
     map_version: Rc<Cell<u64>>,
+    scrub: Scrub,
 }
 
 // LCC incarnations of the newest map known, and requests that wait for a newer one.
@@ -179,8 +181,10 @@ impl IoServer {
         let kept = store.finish_first_segment()?;
         let store = Rc::new(RefCell::new(store));
         let syncer = Syncer::new(store.clone());
+        let scrub = Scrub::new(store.clone());
         let server = Self {
             store,
+            scrub,
             syncer,
             writers: Rc::default(),
             coordinators: Rc::default(),
@@ -238,6 +242,7 @@ impl IoServer {
         loop {
             sleep(Duration::from_millis(RENEW_MS)).await;
             let sent = self.store.borrow().env.now();
+            let (scrub, bad) = (self.scrub.status(), self.scrub.take_bad());
             let request = {
                 let mut store = self.store.borrow_mut();
                 let _ = store.look_at_space();
@@ -246,6 +251,8 @@ impl IoServer {
                     map_version: self.map_version.get(),
                     bytes_total: store.bytes_total,
                     bytes_free: store.bytes_usable(),
+                    scrub,
+                    bad,
                 }
             };
             match coordinators.call(&request, CALL_DEADLINE).await {
@@ -277,6 +284,7 @@ impl IoServer {
         tokio::select! {
             MediumFailed = self.syncer.run() => {}
             MediumFailed = self.keep_checkpoints() => {}
+            never = self.scrub.run() => match never {},
         }
         self.fatal()
     }
@@ -473,7 +481,11 @@ impl IoServer {
             IoRequest::DescribePortion { name } => store.describe(name),
             IoRequest::ListUnfinished { writers } => Ok(store.list_unfinished(&writers)),
             IoRequest::Verify { name } => return Begun::Verify(name),
-            IoRequest::Status => Ok(IoReply::Status(store.status())),
+            IoRequest::Scrub => {
+                self.scrub.ask();
+                Ok(self.status(&store))
+            }
+            IoRequest::Status => Ok(self.status(&store)),
         };
         let open = if tells_held { store.direct.open() } else { Vec::new() };
         drop(store);
@@ -483,6 +495,10 @@ impl IoServer {
             return Begun::Done((answer, Payload::empty()));
         }
         Begun::Written(Box::new(answer), begun.into_iter().chain(open).collect())
+    }
+
+    fn status(&self, store: &Store) -> IoReply {
+        IoReply::Status(IoStatus { scrub: self.scrub.status(), ..store.status() })
     }
 
     async fn written(&self, answer: Result<IoReply, IoRefusal>, tickets: &[Ticket]) -> Answer {

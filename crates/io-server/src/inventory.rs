@@ -17,8 +17,8 @@ use crate::store::{Store, disk_refusal, portion_refusal, unreadable};
 
 /// Most names of one answer.
 const NAMES_MAX: usize = 10_000;
-/// Blocks that are verified before others get their turn.
-const VERIFY_BLOCKS: u64 = 64;
+/// Blocks that are read and verified before others get their turn.
+const VERIFY_BLOCKS: usize = 64;
 
 impl Store {
     /// Names of portion files after a name, by folder, device and index.
@@ -85,6 +85,7 @@ impl Store {
         IoReply::Unfinished { groups: groups.map(|group| group.layout.clone()).collect() }
     }
 
+    /// The slot that a portion file is of, and which device of the group.
     fn header_names_device(&mut self, name: PortionName) -> Result<(SlotKey, u8), IoRefusal> {
         let (_, header) = self.files.look(name).map_err(|error| unreadable(&error))?;
         let header = header.ok_or(IoRefusal::UnknownGroup)?;
@@ -95,60 +96,97 @@ impl Store {
     }
 }
 
-/// Verifies the applied blocks of a portion file; those that a kept record changes are left out,
-/// because their bytes may be on the way. Source: F-6.
+/// Verifies the applied blocks of a portion file. Source: F-6.
 pub(crate) async fn verify(
     store: Rc<RefCell<Store>>,
     name: PortionName,
 ) -> Result<IoReply, IoRefusal> {
-    let (key, device_index) = store.borrow_mut().header_names_device(name)?;
     let (mut blocks, mut bad) = (0, Vec::new());
     let mut group = 0;
-    loop {
-        let (file, wanted) = {
-            let mut store = store.borrow_mut();
-            store.files.trim();
-            let file = store.files.file(name).map_err(|error| unreadable(&error))?;
-            let file = file.ok_or(IoRefusal::UnknownGroup)?;
-            let length = file.length().map_err(|error| unreadable(&error))?;
-            if length <= slots_offset(group) {
-                return Ok(IoReply::Verified { blocks, bad });
-            }
-            let range =
-                BlockRange { device_index, first: group * GROUP_BLOCKS, count: GROUP_BLOCKS };
-            let covered = store.groups.get(&key).map(|group| group.covered(range));
-            let covered = covered.unwrap_or_default();
-            match store.files.checksums(name, group) {
-                Ok(checksums) => {
-                    let crc = |index: u64| {
-                        let block = range.first + index;
-                        let skipped = covered.contains(device_index, block);
-                        let crc = checksums.get(usize::try_from(index).unwrap_or(0));
-                        crc.filter(|_| !skipped).map(|crc| (block, crc))
-                    };
-                    (file, (0..GROUP_BLOCKS).filter_map(crc).collect::<Vec<_>>())
-                }
-                Err(crate::portion_file::PortionError::PageLost { .. }) => {
-                    bad.push(range);
-                    (file, Vec::new())
-                }
-                Err(error) => return Err(portion_refusal(&error)),
-            }
-        };
-        for (index, (block, crc)) in wanted.into_iter().enumerate() {
-            let bytes = file.read(block_offset(block), BLOCK_SIZE).await;
-            let good = bytes.is_ok_and(|bytes| is_good(&bytes, crc));
-            // A block that was changed since the list was made is good by its new checksum.
-            if !good && store.borrow_mut().still_has(name, block, crc) {
-                bad.push(BlockRange { device_index, first: block, count: 1 });
-            }
-            blocks += 1;
-            if (index as u64).is_multiple_of(VERIFY_BLOCKS) {
-                yield_now().await;
-            }
-        }
+    while let Some(seen) = verify_group(&store, name, group).await? {
+        blocks += seen.blocks;
+        bad.extend(seen.bad);
         group += 1;
     }
+    Ok(IoReply::Verified { blocks, bad })
+}
+
+/// What [`verify_group`] saw.
+#[derive(Default)]
+pub(crate) struct Verified {
+    /// Blocks looked at.
+    pub blocks: u64,
+    /// Runs of those that do not fit, in order.
+    pub bad: Vec<BlockRange>,
+}
+
+/// Verifies the applied blocks of one checksum group; those that a kept record changes are left out,
+/// because their bytes may be on the way. `None` behind the file's end. Source: F-6.
+///
+/// Errors: `UnknownGroup` where there is no such portion, `Unreadable`.
+pub(crate) async fn verify_group(
+    store: &Rc<RefCell<Store>>,
+    name: PortionName,
+    group: u64,
+) -> Result<Option<Verified>, IoRefusal> {
+    let (file, range, wanted) = {
+        let mut store = store.borrow_mut();
+        let (key, device_index) = store.header_names_device(name)?;
+        store.files.trim();
+        let file = store.files.file(name).map_err(|error| unreadable(&error))?;
+        let file = file.ok_or(IoRefusal::UnknownGroup)?;
+        let length = file.length().map_err(|error| unreadable(&error))?;
+        if length <= slots_offset(group) {
+            return Ok(None);
+        }
+        let range = BlockRange { device_index, first: group * GROUP_BLOCKS, count: GROUP_BLOCKS };
+        let covered = store.groups.get(&key).map(|group| group.covered(range));
+        let covered = covered.unwrap_or_default();
+        let checksums = match store.files.checksums(name, group) {
+            Ok(checksums) => checksums,
+            Err(crate::portion_file::PortionError::PageLost { .. }) => {
+                return Ok(Some(Verified { blocks: 0, bad: vec![range] }));
+            }
+            Err(error) => return Err(portion_refusal(&error)),
+        };
+        let crc = |index: usize| {
+            let skipped = covered.contains(device_index, range.first + index as u64);
+            checksums.get(index).filter(|_| !skipped)
+        };
+        (file, range, (0..GROUP_BLOCKS as usize).map(crc).collect::<Vec<_>>())
+    };
+    let mut seen = Verified::default();
+    // One read for each run of blocks that are there.
+    let mut index = 0;
+    while index < wanted.len() {
+        let run = wanted[index..].iter().take(VERIFY_BLOCKS).take_while(|crc| crc.is_some());
+        let run: Vec<u32> = run.flatten().copied().collect();
+        if run.is_empty() {
+            index += 1;
+            continue;
+        }
+        let first = range.first + index as u64;
+        let bytes = file.read_uncached(block_offset(first), run.len() * BLOCK_SIZE).await;
+        // What cannot be read at all is bad as a whole; what is too short, from there on.
+        let bytes = bytes.unwrap_or_default();
+        for (at, crc) in run.iter().enumerate() {
+            let block = bytes.get(at * BLOCK_SIZE..(at + 1) * BLOCK_SIZE);
+            let number = first + at as u64;
+            // A block that was changed since the list was made is good by its new checksum.
+            if !block.is_some_and(|block| is_good(block, *crc))
+                && store.borrow_mut().still_has(name, number, *crc)
+            {
+                match seen.bad.last_mut() {
+                    Some(last) if last.first + last.count == number => last.count += 1,
+                    _ => seen.bad.push(BlockRange { first: number, count: 1, ..range }),
+                }
+            }
+        }
+        seen.blocks += run.len() as u64;
+        index += run.len();
+        yield_now().await;
+    }
+    Ok(Some(seen))
 }
 
 impl Store {

@@ -37,6 +37,7 @@ mod range_set;
 mod read;
 mod recovery;
 mod requests;
+mod scrub;
 mod store;
 mod sync;
 

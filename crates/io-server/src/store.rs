@@ -54,6 +54,8 @@ pub struct Limits {
     pub uncached_blocks_min: u64,
     /// Time for which a removed group's grants are refused at least.
     pub tombstone: std::time::Duration,
+    /// From the beginning of one scrub to the next. Source: F-6.
+    pub scrub_interval: std::time::Duration,
 }
 
 impl Default for Limits {
@@ -67,6 +69,7 @@ impl Default for Limits {
             direct_blocks_min: 16,
             uncached_blocks_min: 32,
             tombstone: std::time::Duration::from_secs(600),
+            scrub_interval: std::time::Duration::from_secs(14 * 24 * 3600),
         }
     }
 }

@@ -150,6 +150,51 @@ fn verification_finds_the_bad_block() {
     });
 }
 
+#[test] // Proves: F-6.
+fn a_scrub_finds_the_bad_block_looks_again_and_remembers_when() {
+    run(async {
+        let disk = filled().await;
+        let name = layout(7).portion_name(0, PortionIndex(1)).path();
+        let at = (514 + 2 + 603 - 512) * 4096 + 5;
+        disk.flip(&name, at, 1);
+        let env = disk.env(2);
+        let server = start(&env, Path::new("/disk"), 2).await;
+        let owner = Owner::new(&server, 7, 2, 2);
+        let status = async |request| match owner.ask(request, &[]).await.0 {
+            Ok(IoReply::Status(status)) => status.scrub,
+            other => panic!("{other:?}"),
+        };
+        let until = async |condition: fn(&ScrubStatus) -> bool| {
+            let waited = async {
+                loop {
+                    let scrub = status(IoRequest::Status).await;
+                    if condition(&scrub) {
+                        return scrub;
+                    }
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                }
+            };
+            let limit = std::time::Duration::from_secs(60);
+            tokio::time::timeout(limit, waited).await.expect("it comes to that")
+        };
+        let before = status(IoRequest::Scrub).await;
+        assert_eq!((before.passes, before.bad_blocks), (0, 0));
+        let found = until(|scrub| scrub.passes == 1).await;
+        assert_eq!((found.blocks, found.bad_blocks, found.running), (7, 1, false));
+        assert!(before.verified <= found.verified);
+        disk.flip(&name, at, 1);
+        let mended = until(|scrub| scrub.bad_blocks == 0).await;
+        assert_eq!((mended.passes, mended.verified), (1, found.verified));
+        drop(server);
+        let server = start(&disk.env(3), Path::new("/disk"), 3).await;
+        let owner = Owner::new(&server, 7, 3, 3);
+        match owner.ask(IoRequest::Status, &[]).await.0 {
+            Ok(IoReply::Status(status)) => assert_eq!(status.scrub.verified, mended.verified),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
 #[test] // Proves: S-4.
 fn a_full_disk_refuses_bytes_and_takes_voids_and_removals() {
     run(async {

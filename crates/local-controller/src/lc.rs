@@ -28,6 +28,7 @@ use braid_terms::{
 };
 use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::{CoordinatorClient, CoordinatorError};
+use braid_wire::io::BadBlocks;
 use braid_wire::rpc::{Hello, Peer};
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -392,7 +393,7 @@ impl Lc {
         }
     }
 
-    /// Works off facts and dead LCCs. Source: F-4, O-8.
+    /// Works off facts, dead LCCs and bad blocks. Source: F-4, F-6, O-8.
     async fn work(self: Rc<Self>) {
         let mut busy = false;
         loop {
@@ -403,8 +404,9 @@ impl Lc {
             }
             let request = CoordinatorRequest::Work { lc: self.lc };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
-            let Ok(CoordinatorReply::Work { facts, sweeps }) = answer else { continue };
+            let Ok(CoordinatorReply::Work { facts, sweeps, bad }) = answer else { continue };
             busy = self.repair_facts(facts).await;
+            self.heal(bad).await;
             for dead in sweeps {
                 self.sweep(dead).await;
             }
@@ -433,11 +435,29 @@ impl Lc {
         repaired.await.into_iter().flatten().any(|whole| whole)
     }
 
+    /// Has blocks that a scrub found bad written anew. Source: F-6.
+    async fn heal(&self, bad: Vec<BadBlocks>) {
+        if bad.is_empty() {
+            return;
+        }
+        let mut shares = vec![Vec::new(); self.mails.len()];
+        for blocks in bad.into_iter().filter(|blocks| blocks.layout.check().is_ok()) {
+            let index = self.share_of(&blocks.layout);
+            shares[index].push(blocks);
+        }
+        let share = |index: usize| shares.get(index).cloned().unwrap_or_default();
+        self.ask_all(|index, reply| Mail::Heal { bad: share(index), reply }).await;
+    }
+
+    fn share_of(&self, layout: &GroupLayout) -> usize {
+        (layout.group().0 % self.mails.len() as u64) as usize
+    }
+
     /// Which LCC works on which group: always the same one.
     fn shares(&self, layouts: impl Iterator<Item = GroupLayout>) -> Vec<Vec<GroupLayout>> {
         let mut shares = vec![Vec::new(); self.mails.len()];
         for layout in layouts {
-            let index = (layout.group().0 % self.mails.len() as u64) as usize;
+            let index = self.share_of(&layout);
             shares[index].push(layout);
         }
         shares

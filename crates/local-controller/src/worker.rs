@@ -25,7 +25,7 @@ use braid_terms::{
     LccId,
 };
 use braid_wire::coordinator_client::CoordinatorClient;
-use braid_wire::io::{IoReply, IoRequest};
+use braid_wire::io::{BadBlocks, IoReply, IoRequest};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
@@ -45,6 +45,8 @@ pub(crate) enum Mail {
     Holdings { term: u64, reply: oneshot::Sender<Holdings> },
     /// Groups with facts to work off; answers whether some became whole. Source: F-4.
     Repair { layouts: Vec<GroupLayout>, reply: oneshot::Sender<bool> },
+    /// Blocks that a scrub found bad; answers when they were tried. Source: F-6.
+    Heal { bad: Vec<BadBlocks>, reply: oneshot::Sender<()> },
     /// Asks all disks for what a dead LCC left; answers whether all told. Source: O-8.
     ListUnfinished { dead: Incarnation, reply: oneshot::Sender<(bool, Vec<GroupLayout>)> },
     /// Groups to be opened, which settles them; answers whether all were. Source: O-8.
@@ -140,6 +142,12 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
             Mail::Repair { layouts, reply } => {
                 spawn_local(async move { reply.send(repair(&lcc, layouts).await) });
             }
+            Mail::Heal { bad, reply } => {
+                spawn_local(async move {
+                    heal(&lcc, bad).await;
+                    let _ = reply.send(());
+                });
+            }
             Mail::ListUnfinished { dead, reply } => {
                 spawn_local(async move { reply.send(list_unfinished(&lcc, dead).await) });
             }
@@ -220,6 +228,15 @@ async fn repair(lcc: &Rc<Lcc>, layouts: Vec<GroupLayout>) -> bool {
     repairs.fold(false, |some, whole| async move { some | whole }).await
 }
 
+async fn heal(lcc: &Rc<Lcc>, bad: Vec<BadBlocks>) {
+    let heals = bad.into_iter().map(|blocks| async move {
+        if let Ok(group) = lcc.group(&blocks.layout).await {
+            let _ = timeout(HEAL_WAIT, group.heal_found(blocks.slot, blocks.range)).await;
+        }
+    });
+    futures_util::stream::iter(heals).buffer_unordered(AT_ONCE).collect::<()>().await;
+}
+
 async fn list_unfinished(lcc: &Rc<Lcc>, dead: Incarnation) -> (bool, Vec<GroupLayout>) {
     let map = lcc.map();
     let mut complete = true;
@@ -295,6 +312,9 @@ const EVICT_EVERY: Duration = Duration::from_secs(10);
 
 /// Groups that one LCC repairs or settles at a time.
 const AT_ONCE: usize = 32;
+
+/// Longest wait for bad blocks of one group to be written anew.
+const HEAL_WAIT: Duration = Duration::from_secs(30);
 
 /// Longest wait for the repair of one group before others get their turn; it goes on meanwhile.
 const REPAIR_WAIT: Duration = Duration::from_secs(600);

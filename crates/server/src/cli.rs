@@ -205,6 +205,15 @@ pub enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Verify every stored block against its checksum now, or all bytes and parity below a path
+    #[command(after_help = "Examples:\n  braid scrub --wait\n  braid scrub /photos")]
+    Scrub {
+        /// Until every disk is through; a path is always waited for
+        #[arg(long)]
+        wait: bool,
+        /// Only what is below it, data against parity too
+        path: Option<String>,
+    },
     /// Shell completions on standard output
     #[command(after_help = "Example:\n  braid completions bash > /etc/bash_completion.d/braid")]
     Completions { shell: clap_complete::Shell },

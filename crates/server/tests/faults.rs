@@ -233,6 +233,57 @@ fn a_flipped_bit_is_not_read_and_is_mended() {
     assert!(cluster.run(&["cat", "/x"]).stdout == bytes, "a wrong byte was read");
 }
 
+/// Bits in data, in parity and in a checksum page, that nobody reads.
+#[test] // Proves: F-6.
+fn a_scrub_finds_flipped_bits_and_the_owners_mend_them() {
+    let cluster = Cluster::started(3);
+    fs::write(cluster.path("x"), (0..3 << 20).map(|at: u32| (at % 251) as u8).collect::<Vec<_>>())
+        .unwrap();
+    cluster.ok(&["put", "--quiet", "--sync", "x", "/x"]);
+    let device = cluster.json(&["where", "/x", "--json"]);
+    // Everything is in the portion files.
+    cluster.ok(&["down"]);
+    let data_begins = 12_288;
+    let portions = device["portions"].as_array().unwrap().iter();
+    let portions: Vec<PathBuf> =
+        portions.map(|portion| portion["file"].as_str().unwrap().into()).collect();
+    assert_eq!(portions.len(), 3);
+    let good: Vec<Vec<u8>> = portions.iter().map(|path| fs::read(path).unwrap()).collect();
+    // No two of them in one row: one portion more than one may lack is no matter of a scrub.
+    flip(&portions[0], data_begins + 5 * 4096 + 17);
+    flip(&portions[1], data_begins + 9 * 4096 + 4095);
+    flip(&portions[2], data_begins + 30 * 4096);
+    cluster.up(3);
+    let mut text = cluster.ok(&["scrub", "--wait"]);
+    assert!(text.contains("3 disks"), "{text}");
+    for _ in 0..60 {
+        if text.contains(", 0 bad") {
+            break;
+        }
+        let _ = Command::new("sleep").arg("0.5").status();
+        text = cluster.ok(&["scrub", "--wait"]);
+    }
+    assert!(text.contains(", 0 bad"), "{text}");
+    let status = cluster.wait_status("blocks written anew", |status| {
+        status["health"] == "ok" && status["scrub"]["bad_blocks"] == 0
+    });
+    assert_eq!(status["scrub"]["disks"].as_array().map(Vec::len), Some(3), "{status:#}");
+    assert!(status["scrub"]["oldest_seconds"].as_u64().unwrap() < 600, "{status:#}");
+    // Data and parity belong together, too.
+    let text = cluster.ok(&["scrub", "/"]);
+    assert!(text.contains(" 0 bad"), "{text}");
+    assert!(!text.contains("could not be compared"), "{text}");
+    // What is mended goes by the journal; an end brings it to its place.
+    cluster.ok(&["down"]);
+    for (path, good) in portions.iter().zip(&good) {
+        let now = fs::read(path).unwrap();
+        assert!(
+            now[data_begins as usize..] == good[data_begins as usize..],
+            "a bit is still flipped"
+        );
+    }
+}
+
 fn files_below(folder: &std::path::Path) -> Vec<PathBuf> {
     let folders = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     folders

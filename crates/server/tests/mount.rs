@@ -118,7 +118,8 @@ fn bad_options_are_refused_with_a_reason() {
 /// waits for the cluster, which the test starts.
 fn start_writer(cluster: &Cluster, folder: &Path) -> Child {
     for kind in 0..3 {
-        fs::write(cluster.path(&format!("source-{kind}")), pattern(100 + kind * 100_000)).unwrap();
+        fs::write(cluster.path(&format!("source-{kind}")), pattern(100 + kind * 100_000))
+            .expect("it is written");
     }
     let script = "count=0; while [ ! -e \"$1/stop\" ] || [ $count = 0 ]; do \
         dd if=\"$1/source-$((count % 3))\" of=\"$2/file-$count\" bs=1M conv=fsync status=none || exit 1; \

@@ -275,6 +275,7 @@ impl Launcher {
                         limits: Limits {
                             direct_blocks_min: 2,
                             uncached_blocks_min: 3,
+                            scrub_interval: Duration::from_secs(20),
                             ..Limits::default()
                         },
                     };

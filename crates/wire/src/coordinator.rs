@@ -22,6 +22,7 @@ use braid_terms::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::io::{BadBlocks, ScrubStatus};
 use crate::rpc::{Role, Service};
 
 /// The service of a coordinator.
@@ -108,6 +109,10 @@ pub enum CoordinatorRequest {
         bytes_total: u64,
         /// Free of that.
         bytes_free: u64,
+        /// How far its scrub is.
+        scrub: ScrubStatus,
+        /// Blocks that it found bad, for their owners; at most [`BAD_MAX`] at a time. Source: F-6.
+        bad: Vec<BadBlocks>,
     },
     /// Asks for the owner of a group, becoming it where there is none. Answer: `Granted`, `OwnedBy`.
     /// Source: O-2.
@@ -172,8 +177,8 @@ pub enum CoordinatorRequest {
         /// At most this many.
         limit: u32,
     },
-    /// Facts that this LC is to work off now, and dead LCCs that it is to sweep. Answer: `Work`.
-    /// Source: F-4, O-8.
+    /// Facts that this LC is to work off now, dead LCCs that it is to sweep, and bad blocks that it is
+    /// to write anew. Answer: `Work`. Source: F-4, F-6, O-8.
     Work {
         /// Who asks.
         lc: Incarnation,
@@ -307,8 +312,13 @@ pub enum CoordinatorReply {
         facts: Vec<Fact>,
         /// Dead LCC incarnations to sweep.
         sweeps: Vec<Incarnation>,
+        /// Blocks that a scrub found bad.
+        bad: Vec<BadBlocks>,
     },
 }
+
+/// Runs of bad blocks that an I/O server tells at a time.
+pub const BAD_MAX: usize = 64;
 
 /// What a coordinator knows.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -329,6 +339,8 @@ pub struct CoordinatorStatus {
     pub facts: FactCounts,
     /// On the leader: disks whose I/O servers hold a lease, with total and free bytes.
     pub disks: Vec<(DiskId, u64, u64)>,
+    /// On the leader: how far the scrubs of those disks are that it heard.
+    pub scrubs: Vec<(DiskId, ScrubStatus)>,
     /// On the leader: servers whose LC holds a lease.
     pub servers: Vec<ServerId>,
     /// On the leader: groups that have an owner, not counting number ranges.

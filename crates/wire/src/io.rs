@@ -168,6 +168,9 @@ pub enum IoRequest {
         /// Which.
         name: PortionName,
     },
+    /// Begins to verify all portions of the disk now, at full speed; one that is under way goes on
+    /// so. Answer: `Status`, of before. Source: F-6.
+    Scrub,
     /// State of the I/O server. Answer: `Status`.
     Status,
 }
@@ -467,6 +470,36 @@ pub struct IoStatus {
     pub bytes_read: u64,
     /// See above.
     pub bytes_written: u64,
+    /// How far its scrub is.
+    pub scrub: ScrubStatus,
+}
+
+/// How far the scrub of one disk is: each pass verifies every stored block against its checksum.
+/// Source: F-6.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// When the last complete pass began, in milliseconds since 1970: nothing on the disk was
+    /// verified longer ago than that. The first start of a disk counts as one.
+    pub verified: u64,
+    /// Whether a pass is under way.
+    pub running: bool,
+    /// Blocks of 4 KiB that it has verified, or the last one did.
+    pub blocks: u64,
+    /// Blocks that did not fit when they were last looked at.
+    pub bad_blocks: u64,
+    /// Passes that ended since the I/O server started.
+    pub passes: u64,
+}
+
+/// Blocks that do not fit their checksums. Source: F-6.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BadBlocks {
+    /// The group.
+    pub layout: GroupLayout,
+    /// The slot that keeps them.
+    pub slot: PortionIndex,
+    /// Which blocks.
+    pub range: BlockRange,
 }
 
 /// Why an I/O server did not do it.

@@ -75,8 +75,40 @@ pub enum LccRequest {
         /// The group.
         layout: GroupLayout,
     },
+    /// Verifies some rows of a group: every block against its checksum, and the parity of each row
+    /// against its data; what is bad is written anew. Answer: `Verified`. Source: F-6.
+    Verify {
+        /// The group.
+        layout: GroupLayout,
+        /// Where to begin; the first device's first row, or what the last answer said.
+        from: RowPlace,
+    },
     /// State of the LCC. Answer: `Status`.
     Status,
+}
+
+/// A row of a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RowPlace {
+    /// Which device of the group, 0 or 1.
+    pub device_index: u8,
+    /// The row, in blocks of 4 KiB of each portion's content.
+    pub row: u64,
+}
+
+/// What a verification saw. Source: F-6.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Verified {
+    /// Blocks of 4 KiB looked at, data and parity.
+    pub blocks: u64,
+    /// Blocks that did not fit their checksums.
+    pub bad_blocks: u64,
+    /// Rows whose blocks all fit their checksums, but whose parity does not fit its data.
+    pub unfit_rows: u64,
+    /// Rows that could not be compared: a portion is away or not in sync, or a block was bad.
+    pub rows_left: u64,
+    /// Where to go on; none at the end.
+    pub next: Option<RowPlace>,
 }
 
 /// Identity of a change that a client may send again after a lost answer. Unique per client process
@@ -571,6 +603,8 @@ pub enum LccReply {
     Length(u64),
     /// To `DescribeGroup`.
     Group(Box<GroupDescription>),
+    /// To `Verify`.
+    Verified(Verified),
     /// To `Status`.
     Status(LccStatus),
     /// A lock that is in the way.

@@ -224,7 +224,7 @@ impl World for TestWorld {
     }
 
     fn wall_time(&self) -> WallTime {
-        WallTime::default()
+        WallTime { seconds: 1_000_000, nanoseconds: 0 }
     }
 
     fn random(&self) -> u64 {

@@ -181,6 +181,10 @@ impl Files {
                 }
                 LccReply::Done
             }
+            LccRequest::Verify { layout, from } => {
+                let group = self.lcc.group(&layout).await.map_err(own_refusal)?;
+                LccReply::Verified(group.verify(from).await.map_err(super::access::read_refusal)?)
+            }
             LccRequest::Status => LccReply::Status(self.lcc.status()),
         };
         Ok((reply, Payload::empty()))

@@ -48,21 +48,48 @@ impl Group {
         tracing::warn!(%group, %slot, count, "blocks do not fit their checksums");
         let group = self.clone();
         tokio::task::spawn_local(async move {
-            for run in runs(blocks.into_iter()) {
-                match group.heal(slot, device_index, run).await {
-                    Ok(Healed::Yes) => {}
-                    Ok(Healed::Never) => {
-                        let k = group.geometry.data();
-                        if group.state.borrow().may_remove(slot, k) {
-                            group.remove_slot(slot, true).await;
-                            group.repair().await;
-                        }
-                        return;
-                    }
-                    Ok(Healed::NotNow) | Err(_) => return,
-                }
-            }
+            group.heal_all(slot, device_index, runs(blocks.into_iter())).await;
         });
+    }
+
+    /// Writes anew what a scrub found, where it is still bad; what it says is checked first.
+    pub(crate) async fn heal_found(self: &Rc<Self>, slot: PortionIndex, found: BlockRange) {
+        let is_slot = (1..=self.geometry.portions()).contains(&usize::from(slot.0));
+        let is_device = usize::from(found.device_index) < self.layout.devices.len();
+        let Some(end) = found.first.checked_add(found.count.min(HEAL_MAX)) else { return };
+        if !is_slot || !is_device || BLOCKS_MAX < end {
+            return;
+        }
+        let group = self.clone();
+        // A task of its own: who gives up waiting must not leave a half write behind.
+        let healing = tokio::task::spawn_local(async move {
+            let runs = (found.first..end).step_by(HEAL_BLOCKS);
+            let runs = runs.map(|first| first..end.min(first + HEAL_BLOCKS as u64));
+            group.heal_all(slot, found.device_index, runs).await;
+        });
+        let _ = healing.await;
+    }
+
+    async fn heal_all(
+        self: &Rc<Self>,
+        slot: PortionIndex,
+        device_index: u8,
+        runs: impl IntoIterator<Item = Range<u64>>,
+    ) {
+        for run in runs {
+            match self.heal(slot, device_index, run).await {
+                Ok(Healed::Yes) => {}
+                Ok(Healed::Never) => {
+                    let k = self.geometry.data();
+                    if self.state.borrow().may_remove(slot, k) {
+                        self.remove_slot(slot, true).await;
+                        self.repair().await;
+                    }
+                    return;
+                }
+                Ok(Healed::NotNow) | Err(_) => return,
+            }
+        }
     }
 
     async fn heal(
@@ -110,3 +137,12 @@ impl Group {
         }
     }
 }
+
+/// Blocks that are written anew under one lock.
+const HEAL_BLOCKS: usize = 256;
+
+/// Blocks of one run that a scrub tells.
+const HEAL_MAX: u64 = 1 << 16;
+
+/// No portion has more blocks.
+const BLOCKS_MAX: u64 = 1 << 51;

@@ -22,6 +22,7 @@ pub(crate) mod repair;
 mod resolve;
 mod row_locks;
 mod slots;
+mod verify;
 mod write;
 
 use std::cell::{Cell, RefCell};

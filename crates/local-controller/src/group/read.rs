@@ -33,6 +33,12 @@ pub(super) struct Run {
     bytes: Bytes,
 }
 
+impl Run {
+    pub(super) fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+}
+
 /// Why a slot gave no blocks.
 pub(super) enum Miss {
     Silent,

@@ -204,7 +204,11 @@ impl FakeCoordinator {
                     let owner = fact.kind.group().and_then(|group| self.owner(group));
                     owner.is_none_or(|owner| own.contains(&owner))
                 });
-                CoordinatorReply::Work { facts: mine.cloned().collect(), sweeps: Vec::new() }
+                CoordinatorReply::Work {
+                    facts: mine.cloned().collect(),
+                    sweeps: Vec::new(),
+                    bad: Vec::new(),
+                }
             }
             Ask::Release { groups, .. } => {
                 for (group, _) in groups {

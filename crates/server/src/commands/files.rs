@@ -308,7 +308,7 @@ pub async fn cp(client: &Client, paths: &[String], recursive: bool) -> Outcome {
 }
 
 /// Every entry of a tree, its root first.
-async fn walk(
+pub async fn walk(
     client: &Client,
     path: &str,
     visit: &mut dyn FnMut(&str, &Node),

@@ -12,6 +12,7 @@ use braid_terms::{
 };
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest, CoordinatorStatus};
 use braid_wire::coordinator_client::CoordinatorClient;
+use braid_wire::io::ScrubStatus;
 use braid_wire::lcc::{Lcc, LccReply, LccRequest, LccStatus};
 use braid_wire::main_controller::{MainController, MainReply, MainRequest, ProcessInfo};
 use braid_wire::rpc::{Client, Hello, Peer, Role, Service};
@@ -55,6 +56,8 @@ pub struct Seen {
     pub processes: BTreeMap<ServerId, Vec<ProcessInfo>>,
     pub lccs: BTreeMap<ServerId, LccStatus>,
     pub facts: Vec<Fact>,
+    /// Time of day here, in milliseconds since 1970.
+    pub now: u64,
     /// Why nothing is known, if so.
     pub unreachable: Option<String>,
 }
@@ -86,6 +89,7 @@ pub async fn look(env: &Env, file: &ClusterFile, deadline: Duration) -> Seen {
     let mut seen = Seen {
         processes: mains.into_iter().flatten().collect(),
         lccs: lccs.into_iter().flatten().collect(),
+        now: u64::try_from(env.wall_time().seconds).unwrap_or(0) * 1000,
         ..Seen::default()
     };
     match map {
@@ -240,6 +244,12 @@ impl Seen {
         if pending > 0 {
             reasons.push(format!("{pending} ended controllers may have left writes unfinished"));
         }
+        let bad = self.bad_blocks();
+        if bad > 0 {
+            reasons.push(format!(
+                "{bad} blocks do not fit their checksums and are to be written anew"
+            ));
+        }
         let waiting: u64 = self.lccs.values().map(|lcc| lcc.waiting_writes).sum();
         if waiting > 0 {
             reasons.push(format!("writes of {waiting} devices wait for portions"));
@@ -330,7 +340,7 @@ impl Seen {
                 "running": sum(|lcc| lcc.repairs),
                 "blocks_rebuilt": sum(|lcc| lcc.blocks_rebuilt),
             },
-            "scrub": null,
+            "scrub": self.scrub(),
             "counters": {
                 "cluster_writes": sum(|lcc| lcc.writes),
                 "prepares": sum(|lcc| lcc.prepares),
@@ -342,6 +352,27 @@ impl Seen {
                 "grants": self.leader.as_ref().map_or(0, |leader| leader.grants),
             },
         })
+    }
+
+    /// How long ago the disks were verified, by the clock of this machine.
+    fn scrub(&self) -> serde_json::Value {
+        let scrubs: Vec<_> = self.leader.iter().flat_map(|leader| leader.scrubs.iter()).collect();
+        let oldest = scrubs.iter().map(|(_, scrub)| scrub.verified).min();
+        let seconds = |verified: u64| self.now.saturating_sub(verified) / 1000;
+        json!({
+            "running": scrubs.iter().filter(|(_, scrub)| scrub.running).count(),
+            "oldest_seconds": oldest.map(seconds),
+            "bad_blocks": self.bad_blocks(),
+            "disks": scrubs.iter().map(|(disk, scrub)| json!({
+                "id": disk.0, "running": scrub.running, "blocks": scrub.blocks,
+                "bad_blocks": scrub.bad_blocks, "age_seconds": seconds(scrub.verified),
+            })).collect::<Vec<_>>(),
+        })
+    }
+
+    fn bad_blocks(&self) -> u64 {
+        let scrubs = self.leader.iter().flat_map(|leader| leader.scrubs.iter());
+        scrubs.map(|(_, scrub)| scrub.bad_blocks).sum()
     }
 
     fn to_text(&self, file: &ClusterFile) -> String {
@@ -402,17 +433,22 @@ impl Seen {
         }
         let _ = writeln!(
             text,
-            "\n{:<6} {:<8} {:<9} {:>12} {:>12}",
+            "\n{:<6} {:<8} {:<9} {:>12} {:>12}  verified",
             "disk", "server", "state", "used", "total"
         );
+        let scrubs: BTreeMap<_, _> =
+            self.leader.iter().flat_map(|leader| leader.scrubs.iter().copied()).collect();
         for disk in map.disks.values() {
             let (state, used, total) = match live.get(&disk.id) {
                 Some((total, free)) => ("in use", size(total - free.min(total)), size(*total)),
                 None => ("missing", "-".to_owned(), "-".to_owned()),
             };
+            let verified = scrubs
+                .get(&disk.id)
+                .map_or_else(|| "-".to_owned(), |scrub| verified(scrub, self.now));
             let _ = writeln!(
                 text,
-                "{:<6} {:<8} {state:<9} {used:>12} {total:>12}",
+                "{:<6} {:<8} {state:<9} {used:>12} {total:>12}  {verified}",
                 disk.id.0, disk.server.0
             );
         }
@@ -531,6 +567,22 @@ pub fn repair(global: &Global, wait: bool) -> Outcome {
             sleep(Duration::from_millis(300)).await;
         }
     })?
+}
+
+/// When a disk was verified last, for people.
+fn verified(scrub: &ScrubStatus, now: u64) -> String {
+    let seconds = now.saturating_sub(scrub.verified) / 1000;
+    let ago = match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7200 => format!("{} min ago", seconds / 60),
+        7200..172_800 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} days ago", seconds / 86_400),
+    };
+    let bad = match scrub.bad_blocks {
+        0 => String::new(),
+        bad => format!(", {bad} blocks bad"),
+    };
+    format!("{ago}{}{bad}", if scrub.running { ", now again" } else { "" })
 }
 
 /// `braid df`.

@@ -9,6 +9,7 @@ mod mount;
 mod policy;
 mod progress;
 mod put;
+mod scrub;
 mod where_is;
 
 use std::path::{Path, PathBuf};
@@ -66,6 +67,10 @@ pub fn run(arguments: Cli) -> Outcome {
         Command::Status { json, watch } => health::status(&global, json, watch),
         Command::Facts { json } => health::facts(&global, json),
         Command::Repair { wait } => health::repair(&global, wait),
+        Command::Scrub { wait, path: None } => scrub::disks(&global, wait),
+        Command::Scrub { path: Some(path), .. } => {
+            with_client(&global, async |c, _| scrub::below(c, &path).await)
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "braid", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
