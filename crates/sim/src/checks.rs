@@ -80,15 +80,22 @@ impl World {
         }
     }
 
+    /// Whether no fact is left, for so long that nobody can be about to record one: an owner looks
+    /// for a slot for a while before it removes it, also when it has just come back.
     async fn heals(&self) -> bool {
         let healed = async {
-            loop {
+            let mut quiet = 0;
+            while quiet < QUIET_LOOKS {
+                quiet += 1;
                 match self.cluster.open_facts().await {
-                    Some((0, 0)) => return,
-                    Some((suspects, _)) if suspects > 0 => self.reach("repair"),
-                    _ => {}
+                    Some((0, 0)) => {}
+                    Some((suspects, _)) if suspects > 0 => {
+                        self.reach("repair");
+                        quiet = 0;
+                    }
+                    _ => quiet = 0,
                 }
-                sleep(Duration::from_millis(500)).await;
+                sleep(LOOK_EVERY).await;
             }
         };
         let is_healed = timeout(HEAL_WAIT, healed).await.is_ok();
@@ -177,3 +184,9 @@ fn is_file(name: &str) -> bool {
 
 /// Longest healing, in simulated time.
 const HEAL_WAIT: Duration = Duration::from_secs(120);
+
+/// How often facts are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Looks without a fact after which the cluster is at rest: longer than an owner looks for a slot.
+const QUIET_LOOKS: u32 = 8;

@@ -20,6 +20,9 @@ use std::ops::Bound;
 use braid_terms::{PortionIndex, WriteNumber, planted};
 use braid_wire::io::{RecordHead, RecordKind, Report};
 
+use super::images::slot_bit;
+use super::open::is_gone;
+
 /// Where a group stands after all that is in doubt was judged.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Resolution {
@@ -159,17 +162,21 @@ fn follows(
 /// reports no record heard of a newer one: it tells what it knew at its own stable mark. All writes
 /// went to all in-sync parity slots, so those are believed before data slots, whose newest record
 /// may be one that changed no length (an outcome, a void) behind a write that they had no part in.
+/// One whose journal or portion file is lost is believed last: it forgot lengths with them.
 fn lengths_at_end(
     reports: &BTreeMap<PortionIndex, Report>,
     kept: Option<&RecordHead>,
     counts: Counts,
 ) -> (Vec<u64>, u32) {
     let known = reports.iter().filter(|(_, report)| report.layout.is_some());
+    let exist = known.clone().fold(0, |exist, (_, report)| exist | report.existing);
     let settled = known.map(|(slot, report)| {
         let first = report.records.first();
         let at = first.map_or(report.last, |head| head.record.prev);
         let is_parity = counts.data <= slot.zero_based();
-        let order = (report.damaged_after.is_none(), is_parity, at);
+        let is_whole = report.damaged_after.is_none()
+            && !is_gone(report, exist & slot_bit(*slot) != 0, WriteNumber::NONE);
+        let order = (is_whole, is_parity, at);
         (order, (&report.lengths, report.existing))
     });
     let settled = settled.max_by_key(|(order, _)| *order);

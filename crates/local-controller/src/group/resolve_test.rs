@@ -1,7 +1,7 @@
 //! Cases of W-6(4), as interleavings that once lost data.
 
 use braid_terms::{DeviceId, GrantNumber, Incarnation, JournalPosition, LayoutGeneration};
-use braid_wire::io::{Participant, Record};
+use braid_wire::io::{FileState, Participant, Record};
 
 use super::*;
 
@@ -210,6 +210,20 @@ fn a_parity_portion_knows_the_length_best() {
     let end = judge(vec![(1, parity.clone()), (2, second.clone()), (3, first.clone())], 0);
     assert_eq!(end.lengths, [100]);
     let end = judge(vec![(1, first), (2, second), (3, parity)], 0);
+    assert_eq!(end.lengths, [300]);
+}
+
+/// Simulator, seed 1015 of three servers: a directory of length 0.
+#[test] // Proves: F-5, W-6.
+fn a_portion_that_lost_its_file_does_not_know_the_length() {
+    let mut data = report(1, number(1, 3), Vec::new());
+    data.files = vec![FileState::Present];
+    let mut parity = report(1, number(1, 3), Vec::new());
+    (parity.files, parity.lengths, parity.existing) = (vec![FileState::None], vec![0], 0);
+    let end = judge(vec![(1, data.clone()), (3, parity.clone())], 0);
+    assert_eq!((end.lengths, end.existing), (vec![300], 7));
+    parity.files = vec![FileState::Unreadable];
+    let end = judge(vec![(1, data), (3, parity)], 0);
     assert_eq!(end.lengths, [300]);
 }
 
