@@ -3,7 +3,8 @@
 //! # Failure
 //! Where a change needs two owners, the order is chosen so that a stop between them leaks at the
 //! most: names are entered before they are removed, counted up before they are entered, and counted
-//! down after they are removed. See the head of `lib.rs`.
+//! down after they are removed. What comes first is on the disks before the second is asked for, so
+//! that a power cut of all servers keeps that order, too. See the head of `lib.rs`.
 //! # Source
 //! DESIGN 8, W-7 (its intents are not built), N-4, F-9.
 
@@ -250,7 +251,7 @@ impl Directory {
         let op = DirectoryOp::Create { operation, name, attributes, if_exists, stable };
         match self.ask(op).await.map_err(|error| error.about(shown))? {
             LccReply::Entry { entry, attributes, replaced } => {
-                self.inner.count_down(replaced).await?;
+                self.count_down(replaced).await?;
                 // Without attributes the answer is to a repeat, and it was removed meanwhile.
                 let attributes = attributes.map_or_else(|| last_known(&entry, given), |a| *a);
                 Ok(Node { home: self.layout.clone(), attributes })
@@ -278,9 +279,7 @@ impl Directory {
         check_name(name)?;
         let op = self.unlink_op(name, only_id, UnlinkFlags { keep: false, directory: false });
         match self.ask(op).await.map_err(|error| error.about(text(name)))? {
-            LccReply::Removed { entry, .. } => {
-                self.inner.count_down(entry.filter(|entry| entry.home.is_some())).await
-            }
+            LccReply::Removed { entry, .. } => self.count_down(entry).await,
             reply => Err(unexpected(&reply)),
         }
     }
@@ -353,11 +352,7 @@ impl Directory {
             error => error.about(text(to)),
         };
         match renamed.map_err(about)? {
-            LccReply::Removed { entry, .. } => {
-                let elsewhere =
-                    |e: &DirectoryEntry| e.home.is_some() && e.kind != FileKind::Directory;
-                self.inner.count_down(entry.filter(elsewhere)).await
-            }
+            LccReply::Removed { entry, .. } => self.count_down(entry).await,
             reply => Err(unexpected(&reply)),
         }
     }
@@ -408,7 +403,7 @@ impl Directory {
         if moved.is_none() {
             // The new name counts before it is there: who removes or replaces the old one meanwhile
             // must not take the file with it.
-            self.inner.count(&home, entry.id, 1).await.map_err(|error| error.about(text(from)))?;
+            self.inner.count_up(&home, entry.id).await.map_err(|e| e.about(text(from)))?;
         }
         let mut entered = target.ask(enter(None)).await;
         if matches!(entered, Err(Error::Exists { .. })) && !options.no_replace {
@@ -422,18 +417,18 @@ impl Directory {
             && moved.is_none()
             && !error.is_unavailable()
         {
-            self.inner.count(&home, entry.id, -1).await?;
+            self.inner.count(&home, entry.id, -1, false).await?;
         }
         let replaced = match entered.map_err(|error| error.about(text(to)))? {
             LccReply::Entry { replaced, .. } => replaced,
             reply => return Err(unexpected(&reply)),
         };
+        // The new name is on the disks before the old one is removed.
+        target.sync().await.map_err(|error| error.about(text(to)))?;
         let flags = UnlinkFlags { keep: moved.is_some(), directory: moved.is_some() };
         let unlinked = self.ask(self.unlink_op(from, Some(entry.id), flags)).await;
         match unlinked {
-            Ok(LccReply::Removed { entry, .. }) => {
-                self.inner.count_down(entry.filter(|entry| entry.home.is_some())).await?;
-            }
+            Ok(LccReply::Removed { entry, .. }) => self.count_down(entry).await?,
             Ok(reply) => return Err(unexpected(&reply)),
             // Somebody else removed or replaced the old name meanwhile, and counted it.
             Err(Error::NotFound { .. } | Error::Conflict { .. }) => {}
@@ -444,8 +439,7 @@ impl Directory {
             let parent = target.layout.clone();
             moved.ask(DirectoryOp::SetParent { operation, parent }).await?;
         }
-        let elsewhere = |e: &DirectoryEntry| e.kind != FileKind::Directory;
-        self.inner.count_down(replaced.filter(elsewhere)).await
+        target.count_down(replaced).await
     }
 
     /// Both are names of one file: POSIX says that nothing happens. If it has only one, a rename was
@@ -491,7 +485,7 @@ impl Directory {
             let reason = "a directory has one name only".into();
             return Err(Error::Invalid { path: text(name), reason });
         }
-        self.inner.count(&node.home, node.id(), 1).await?;
+        self.inner.count_up(&node.home, node.id()).await?;
         let enter = DirectoryOp::Enter {
             operation: self.inner.reach.operation(),
             name: Bytes::copy_from_slice(name),
@@ -505,7 +499,7 @@ impl Directory {
             Ok(_) => Ok(()),
             Err(error) => {
                 if !error.is_unavailable() {
-                    self.inner.count(&node.home, node.id(), -1).await?;
+                    self.inner.count(&node.home, node.id(), -1, false).await?;
                 }
                 Err(error.about(text(name)))
             }
@@ -549,6 +543,23 @@ impl Directory {
         let operation = self.inner.reach.operation();
         if let Err(error) = child.ask(DirectoryOp::Revive { operation }).await {
             tracing::warn!(directory = %child.id(), %error, "a directory stays retired");
+        }
+    }
+
+    /// A name here is gone; if the attributes of what it named are kept elsewhere, it is counted down
+    /// there once the removal is on the disks.
+    async fn count_down(&self, entry: Option<DirectoryEntry>) -> Result<(), Error> {
+        let Some(DirectoryEntry { id, home: Some(home), kind, .. }) = entry else {
+            return Ok(());
+        };
+        if kind == FileKind::Directory {
+            return Ok(());
+        }
+        self.sync().await?;
+        match self.inner.count(&home, id, -1, false).await {
+            // Somebody else's count went down to nothing: there is nothing left to count.
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -624,24 +635,20 @@ impl Inner {
         }
     }
 
-    async fn count(&self, home: &GroupLayout, id: DeviceId, nlink: i32) -> Result<(), Error> {
+    async fn count(
+        &self,
+        home: &GroupLayout,
+        id: DeviceId,
+        nlink: i32,
+        stable: bool,
+    ) -> Result<(), Error> {
         let changes = AttributeChanges { nlink, ..AttributeChanges::default() };
-        self.set_attributes(home, id, changes, false).await.map(|_| ())
+        self.set_attributes(home, id, changes, stable).await.map(|_| ())
     }
 
-    /// A name of something whose attributes are kept elsewhere is gone.
-    async fn count_down(&self, entry: Option<DirectoryEntry>) -> Result<(), Error> {
-        let Some(DirectoryEntry { id, home: Some(home), kind, .. }) = entry else {
-            return Ok(());
-        };
-        if kind == FileKind::Directory {
-            return Ok(());
-        }
-        match self.count(&home, id, -1).await {
-            // Somebody else's count went down to nothing: there is nothing left to count.
-            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+    /// One name more, on the disks before it is entered elsewhere.
+    async fn count_up(&self, home: &GroupLayout, id: DeviceId) -> Result<(), Error> {
+        self.count(home, id, 1, true).await
     }
 }
 

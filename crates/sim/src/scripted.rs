@@ -333,7 +333,7 @@ impl Script {
         }
     }
 
-    /// Reads through the LC of a server, again until it is the owner and answers.
+    /// Reads through the LC of a server, or of who it says is the owner, again until it answers.
     pub async fn read_at_last(
         &self,
         server: u32,
@@ -341,22 +341,35 @@ impl Script {
         at: u64,
         length: u32,
     ) -> Vec<u8> {
-        self.at_last("a read", async || self.read(server, device, at, length).await).await
+        let read = async |at_server| self.read(at_server, device, at, length).await;
+        self.at_last("a read", server, read).await
     }
 
-    /// Writes through the LC of a server, again until it is the owner and answers.
+    /// Writes through the LC of a server, or of who it says is the owner, again until it answers.
     pub async fn write_at_last(&self, server: u32, device: &GroupLayout, at: u64, bytes: &[u8]) {
-        let write = async || self.write(server, device, at, bytes.to_vec()).await;
-        self.at_last("a write", write).await;
+        let write = async |at_server| self.write(at_server, device, at, bytes.to_vec()).await;
+        self.at_last("a write", server, write).await;
     }
 
-    async fn at_last<T>(&self, what: &str, attempt: impl AsyncFn() -> Result<T, Failed>) -> T {
+    async fn at_last<T>(
+        &self,
+        what: &str,
+        server: u32,
+        attempt: impl AsyncFn(u32) -> Result<T, Failed>,
+    ) -> T {
         let end = Instant::now() + UNTIL_MAX;
+        let mut asked = server;
         loop {
-            match attempt().await {
+            let failed = match attempt(asked).await {
                 Ok(done) => return done,
-                Err(failed) => assert!(Instant::now() < end, "{what} ends with {failed:?}"),
-            }
+                Err(failed) => failed,
+            };
+            assert!(Instant::now() < end, "{what} ends with {failed:?}");
+            // Whoever repairs a portion becomes the owner, too.
+            asked = match failed {
+                Failed::Refused(LccRefusal::NotOwner { owner: Some((lcc, _)) }) => lcc.server.0,
+                _ => server,
+            };
             sleep(LOOK_AGAIN).await;
         }
     }

@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::images::{Images, slot_bit};
 use super::resolve::{Counts, Resolution, resolve};
-use super::slots::{Opened, REOPEN_WINDOW};
+use super::slots::{NOT_READY_WINDOW, Opened, REOPEN_WINDOW};
 use super::{Condition, Dead, Group, Link, RowLocks, Slot, State};
 use crate::disks::DiskUp;
 use crate::lcc::Lcc;
@@ -206,14 +206,16 @@ impl Group {
     /// Reports of all slots without a fact, of k at least, and those that stay silent.
     async fn open_all(&self, end: Instant) -> Result<(Reports, Vec<PortionIndex>), OpenError> {
         let window = Instant::now() + REOPEN_WINDOW;
+        let not_ready_window = Instant::now() + NOT_READY_WINDOW;
         let mut reports = Reports::new();
         let mut unusable = BTreeSet::new();
+        let not_ready = RefCell::new(BTreeSet::new());
         let wanted: Vec<PortionIndex> = {
             let state = self.state.borrow();
             let in_sync = state.slots.iter().filter(|slot| slot.condition.in_sync());
             in_sync.map(|slot| slot.index).collect()
         };
-        let opens = wanted.iter().map(|slot| self.open_until_answered(*slot));
+        let opens = wanted.iter().map(|slot| self.open_until_answered(*slot, &not_ready));
         let mut opens: FuturesUnordered<_> = opens.collect();
         loop {
             // One that stands still must not hold up the others: its call may take seconds.
@@ -229,7 +231,10 @@ impl Group {
                         reports.insert(slot, (*report, up));
                     }
                     Opened::Fenced => return Err(OpenError::LostOwnership),
-                    Opened::Unreadable(_) | Opened::Unusable | Opened::Silent => {
+                    Opened::Unreadable(_)
+                    | Opened::Unusable
+                    | Opened::NotReady
+                    | Opened::Silent => {
                         unusable.insert(slot);
                     }
                 }
@@ -245,7 +250,10 @@ impl Group {
                 wanted.iter().copied().filter(|slot| !reports.contains_key(slot)).collect();
             let mut usable = silent.iter().filter(|slot| !unusable.contains(slot));
             let may_return = usable.any(|slot| live.contains(&self.layout.disk(*slot)));
-            if (window <= now || !may_return) && self.geometry.data() <= reports.len() {
+            // It is alive, and may be the only one with an answered write that the others lost.
+            let wakes_up = now < not_ready_window && !not_ready.borrow().is_empty();
+            let waited = !wakes_up && (window <= now || !may_return);
+            if waited && self.geometry.data() <= reports.len() {
                 // What restarted slots lost may have been answered: while a silent one may still
                 // have it, nothing is judged without that (simulator, seed 118).
                 let only = reports.iter().map(|(slot, (report, _))| (*slot, report.clone()));
@@ -282,11 +290,20 @@ impl Group {
         resolve(reports, counts)
     }
 
-    /// Opens a slot as often as it takes.
-    async fn open_until_answered(&self, slot: PortionIndex) -> (PortionIndex, Opened) {
+    /// Opens a slot as often as it takes; says meanwhile whether it waits for its lease.
+    async fn open_until_answered(
+        &self,
+        slot: PortionIndex,
+        not_ready: &RefCell<BTreeSet<PortionIndex>>,
+    ) -> (PortionIndex, Opened) {
         loop {
-            match self.open_slot(slot).await {
-                Opened::Silent => sleep(LOOK_AGAIN).await,
+            let opened = self.open_slot(slot).await;
+            match opened {
+                Opened::NotReady => not_ready.borrow_mut().insert(slot),
+                _ => not_ready.borrow_mut().remove(&slot),
+            };
+            match opened {
+                Opened::NotReady | Opened::Silent => sleep(LOOK_AGAIN).await,
                 opened => return (slot, opened),
             }
         }

@@ -109,7 +109,7 @@ impl Group {
         let (seen, up) = match self.open_slot(index).await {
             Opened::Report(seen, up) => (Some(seen), up),
             Opened::Unreadable(up) => (None, up),
-            Opened::Fenced | Opened::Unusable | Opened::Silent => return None,
+            Opened::Fenced | Opened::Unusable | Opened::NotReady | Opened::Silent => return None,
         };
         let existed = self.state.borrow().existing & super::images::slot_bit(index) != 0;
         let gone = seen.is_none_or(|seen| is_gone(&seen, existed, after));

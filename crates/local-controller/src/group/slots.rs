@@ -29,6 +29,8 @@ pub(crate) enum Opened {
     Unreadable(DiskUp),
     /// It is of a newer layout.
     Unusable,
+    /// It is there, and waits for its lease.
+    NotReady,
     Silent,
 }
 
@@ -120,7 +122,7 @@ impl Group {
                     return;
                 }
                 Opened::Unreadable(_) | Opened::Unusable => true,
-                Opened::Silent => false,
+                Opened::NotReady | Opened::Silent => false,
             };
             if self.state.borrow().dead.is_some() {
                 return;
@@ -170,6 +172,7 @@ impl Group {
                 tracing::warn!(group = %self.layout.group(), %slot, %generation, "a newer layout");
                 Opened::Unusable
             }
+            Ok((Err(IoRefusal::NotReady), _)) => Opened::NotReady,
             Ok(_) | Err(_) => Opened::Silent,
         }
     }
@@ -355,6 +358,10 @@ impl Group {
 
 /// How long a slot may be silent before it is removed: a restarted process is back by then.
 pub(crate) const REOPEN_WINDOW: Duration = Duration::from_millis(700);
+
+/// How long the new owner waits for a slot whose I/O server has no lease yet: one that lapsed while the
+/// global controller changed is back by then.
+pub(crate) const NOT_READY_WINDOW: Duration = Duration::from_secs(5);
 
 /// Prepares that an I/O server may refuse, one after the other, before its slot is removed.
 const REFUSALS_MAX: u8 = 8;
