@@ -10,6 +10,8 @@
 //! # Invariants
 //! A1 Only entries that are stable and on the medium are applied: a torn block can be repeated.
 //! A2 Applying twice gives the same as applying once, also after later direct writes.
+//! A3 A file that was lost is not made anew from what the journal still has of it: the owner must
+//! learn that all below is gone.
 //! # Failure
 //! An error leaves the entries kept; what is cached of the files is dropped, and reads go on seeing
 //! the kept entries over whatever is below.
@@ -23,7 +25,7 @@ use braid_wire::io::BlockRange;
 
 use crate::group::{AppliedState, Entry, Group, Piece, Source};
 use crate::journal_body::SlotKey;
-use crate::portion_file::{PortionError, runs};
+use crate::portion_file::{PortionError, Presence, runs};
 use crate::portion_page::{Checksums, GROUP_BLOCKS, Header};
 use crate::range_set::RangeSet;
 use crate::store::Store;
@@ -54,6 +56,11 @@ impl Store {
 
     fn apply_entries(&mut self, group: &mut Group, count: usize) -> Result<u64, PortionError> {
         let names = Self::names(&group.layout, group.key.slot);
+        for name in names.iter().filter(|_| !group.files_expected) {
+            if matches!(self.files.presence(*name)?, Presence::None | Presence::Begun) {
+                return Err(PortionError::FileLost);
+            }
+        }
         let mut direct_later = RangeSet::default();
         for entry in group.entries.iter().skip(count) {
             let direct = entry.pieces.iter().filter(|piece| piece.source == Source::Direct);

@@ -93,10 +93,13 @@ pub(crate) async fn checkpoint(
 
 fn report_failure(store: &mut Store, key: SlotKey, error: &PortionError) {
     tracing::warn!(group = %key.group, slot = %key.slot, %error, "records stay in the journal");
-    store.unapplied = true;
-    if let (PortionError::PageLost { .. }, Some(group)) = (error, store.groups.get_mut(&key)) {
-        // Its blocks are lost here; the owner hears it at the next open.
+    let is_lost = matches!(error, PortionError::PageLost { .. } | PortionError::FileLost);
+    // What is lost stays so, however often it is tried.
+    store.unapplied |= !is_lost;
+    if let (true, Some(group)) = (is_lost, store.groups.get_mut(&key)) {
+        // Its blocks are lost here; the owner must open it anew, and hears it then.
         group.damaged_after = Some(braid_terms::WriteNumber::NONE);
+        group.opened = false;
     }
 }
 

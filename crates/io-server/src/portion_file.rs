@@ -56,6 +56,8 @@ pub enum PortionError {
         /// The block group.
         group: u64,
     },
+    /// The file was made once and is not there any more.
+    FileLost,
     /// The file cannot be read or written.
     Io(io::Error),
 }
@@ -70,6 +72,7 @@ impl std::fmt::Display for PortionError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::PageLost { group } => write!(f, "checksums of block group {group} are lost"),
+            Self::FileLost => write!(f, "the portion file is lost"),
             Self::Io(error) => error.fmt(f),
         }
     }

@@ -347,11 +347,12 @@ impl Replay<'_> {
         if prepared.create.is_none() && !self.store.groups.contains_key(&key) {
             let _ = self.store.load_shape(key, prepared.shape);
         }
-        let Some(group) = self.store.groups.get_mut(&key) else {
-            if prepared.create.is_none() {
-                // No header: the portion file is lost, and the group will be found unknown.
-                return Ok(());
-            }
+        let group = self.store.groups.get_mut(&key);
+        if prepared.create.is_none() && group.as_ref().is_none_or(|group| !group.known) {
+            // No header: the portion file is lost, and the group will be found unknown.
+            return Ok(());
+        }
+        let Some(group) = group else {
             self.seen.insert(key);
             let _ = self.store.take_prepare(prepared, place);
             return Ok(());

@@ -328,6 +328,8 @@ impl Store {
             (whole || after < entry.number)
                 && !braid_terms::planted!("F-4/a-rejoin-keeps-its-records")
         });
+        // Built upon, or made anew?
+        group.files_expected |= whole || !group.known;
         group.layout = layout;
         group.known = true;
         group.home = rejoined.home;
@@ -343,7 +345,6 @@ impl Store {
         group.outcome = None;
         group.damaged_after = None;
         group.damages_repaired = damages;
-        group.files_expected = true;
         group.header_dirty = true;
         group.rejoined = true;
         group.epoch += 1;

@@ -404,6 +404,6 @@ pub(crate) fn unreadable(error: &impl std::fmt::Display) -> IoRefusal {
 pub(crate) fn portion_refusal(error: &PortionError) -> IoRefusal {
     match error {
         PortionError::Io(error) => disk_refusal(error),
-        PortionError::PageLost { .. } => unreadable(error),
+        PortionError::PageLost { .. } | PortionError::FileLost => unreadable(error),
     }
 }

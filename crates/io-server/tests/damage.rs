@@ -131,6 +131,36 @@ fn a_flipped_bit_anywhere_is_told_and_never_a_panic() {
     });
 }
 
+#[test] // Proves: F-2.
+fn a_lost_file_is_not_made_anew_from_what_the_journal_has_of_it() {
+    run(async {
+        let disk = filled().await;
+        let env = disk.env(2);
+        let server = start(&env, Path::new("/disk"), 2).await;
+        let owner = Owner::new(&server, 7, 2, 2);
+        owner.open().await.unwrap();
+        let bytes = blocks(9, 1);
+        let later = record(number(2, 1), number(1, 3), vec![write(700, &bytes)]);
+        owner.prepare(later, &bytes, number(1, 3), number(1, 3)).await.unwrap();
+        owner.sync().await;
+        owner.marks(number(2, 1), number(2, 1), vec![]).await;
+        // The record is in the journal, what was before only in the file.
+        let copy = disk.copy();
+        copy.lose(&layout(7).portion_name(0, PortionIndex(1)).path());
+        let env = copy.env(3);
+        for (incarnation, checkpoint) in [(3, true), (4, false), (5, true)] {
+            let server = start(&env, Path::new("/disk"), incarnation).await;
+            if checkpoint {
+                server.checkpoint().await.unwrap();
+            }
+            let owner = Owner::new(&server, 7, incarnation, incarnation);
+            let report = owner.open().await.unwrap();
+            assert_eq!(report.files, [FileState::None], "it looks as if it were whole");
+            assert!(owner.read(number(2, 1), first_block(7, 1), 1).await.is_err());
+        }
+    });
+}
+
 #[test] // Proves: F-6.
 fn verification_finds_the_bad_block() {
     run(async {

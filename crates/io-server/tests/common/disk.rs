@@ -119,6 +119,13 @@ impl TestDisk {
         }
     }
 
+    /// Removes a file, also from the medium.
+    pub fn lose(&self, name: &str) {
+        let mut state = self.0.borrow_mut();
+        state.names.remove(name).unwrap();
+        state.durable.remove(name);
+    }
+
     /// A disk of its own with the same bytes, all of them durable.
     pub fn copy(&self) -> Self {
         let copy = Self::new();
