@@ -1,7 +1,7 @@
 //! The one interface to the world: clock, randomness, network and disk.
 //!
 //! # Theory
-//! A role is one thread: a current-thread tokio runtime with a `LocalSet`, everything `!Send`. It
+//! A role is one thread: a current-thread tokio runtime of local tasks, everything `!Send`. It
 //! reaches the world only through its [`Env`], so that the same role runs on a machine
 //! ([`machine`]) and, many of them in one thread, in the simulator ([`simulated`]). Timers are
 //! `tokio::time`, which the simulator pauses and moves; tasks are `tokio::task::spawn_local`.

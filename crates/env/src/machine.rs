@@ -1,7 +1,7 @@
 //! The machine's side: sockets, files, clocks.
 //!
 //! # Theory
-//! One [`Env`] belongs to one thread with a current-thread runtime and a `LocalSet`. Sockets are in
+//! One [`Env`] belongs to one thread with a local runtime. Sockets are in
 //! [`stream`] and [`socket`], files in [`disk`]; what must wait for the medium goes to the small
 //! pool of threads in [`pool`].
 //! # Failure
@@ -27,7 +27,7 @@ use rustix::rand::GetRandomFlags;
 use rustix::time::ClockId;
 
 use crate::memory;
-use crate::{Address, Connection, Env, Folder, Listener, Moment, WallTime, World, new_task_set};
+use crate::{Address, Connection, Env, Folder, Listener, Moment, WallTime, World};
 use disk::MachineFolder;
 use pool::Pool;
 pub use socket::{Accepted, RawListener, connection_from_fd, listen_raw};
@@ -51,12 +51,17 @@ pub fn env(inherited: Inherited) -> Env {
 ///
 /// Errors: the machine gives no runtime.
 pub fn run<T>(role: impl Future<Output = T>) -> io::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let tended = async {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all();
+    // A panic is never lost; see `new_task_set`.
+    #[cfg(tokio_unstable)]
+    builder.unhandled_panic(tokio::runtime::UnhandledPanic::ShutdownRuntime);
+    // Not a `LocalSet`: each wake of a task in one costs a system call.
+    let runtime = builder.build_local(tokio::runtime::LocalOptions::default())?;
+    Ok(runtime.block_on(async {
         tokio::task::spawn_local(memory::tend());
         role.await
-    };
-    Ok(new_task_set().block_on(&runtime, tended))
+    }))
 }
 
 /// Runs a role in a thread of its own, with a world of its own. Who wants to know of its end gives it

@@ -1,7 +1,7 @@
 //! The thread of the client library: it serves the kernel, and jobs of other threads.
 //!
 //! # Theory
-//! One thread with a current-thread runtime and a `LocalSet` reads the kernel's requests, answers what
+//! One thread with a current-thread runtime and a local tasks reads the kernel's requests, answers what
 //! is here, and starts a task for what must be asked for. Other threads (the one that unmounts) send
 //! it *jobs*.
 //! # Failure

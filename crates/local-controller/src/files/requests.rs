@@ -213,6 +213,7 @@ impl Files {
         op: DirectoryOp,
     ) -> Result<LccReply, LccRefusal> {
         check_directory_layout(layout)?;
+        tracing::trace!(directory = %layout.group(), ?op, "asked");
         let begins = matches!(op, DirectoryOp::Begin { .. });
         let directory = match self.held(layout.group()) {
             Some(directory) => directory,

@@ -558,6 +558,7 @@ impl Group {
             lcc.unstable(self);
         }
         for (done, locks, number, void) in answers {
+            tracing::trace!(group = %self.layout.group(), %number, void, "decided");
             drop(locks);
             if let Some(done) = done {
                 let _ = done.send(if void { Err(WriteError::NoSpace) } else { Ok(number) });
