@@ -14,7 +14,7 @@
 //! O-1 to O-6, G-4, G-5.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -231,10 +231,10 @@ impl Lcc {
             || braid_terms::planted!("O-4/answer-without-a-lease")
     }
 
-    /// Disks whose I/O servers hold a lease.
+    /// Whether a disk's I/O server is known to hold no lease: it is not being restarted just now.
     #[must_use]
-    pub fn live_disks(&self) -> BTreeSet<DiskId> {
-        self.live_disks.borrow().keys().copied().collect()
+    pub fn is_dead(&self, disk: DiskId) -> bool {
+        self.lease_valid() && !self.live_disks.borrow().contains_key(&disk)
     }
 
     /// Whether the disks of a group have room for more than removals, as last told.

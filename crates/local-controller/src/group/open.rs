@@ -138,6 +138,16 @@ impl Group {
         let group = Self::new(lcc, layout, grant, DeviceId(0), false)?;
         group.take_facts(facts);
         let (reports, silent) = group.open_all(end).await?;
+        for (slot, (report, _)) in &reports {
+            let kept: Vec<_> = report.records.iter().map(|head| head.record.number).collect();
+            tracing::debug!(
+                group = %group.layout.group(), %grant, %slot, incarnation = %report.incarnation,
+                last = %report.last, stable = %report.stable, ?kept, "told at an open"
+            );
+        }
+        if !silent.is_empty() {
+            tracing::debug!(group = %group.layout.group(), ?silent, "silent at an open");
+        }
         let made = reports.values().any(|(report, _)| report.layout.is_some());
         // Every write has a part at any k slots in sync (lemma of O-5): there was none.
         if !(made || may_be_new && group.has_facts()) {
@@ -146,13 +156,6 @@ impl Group {
         let only: BTreeMap<PortionIndex, Report> =
             reports.iter().map(|(slot, (report, _))| (*slot, report.clone())).collect();
         let resolution = group.judge(&only);
-        for (slot, report) in &only {
-            let kept: Vec<_> = report.records.iter().map(|head| head.record.number).collect();
-            tracing::debug!(
-                group = %group.layout.group(), %grant, %slot, incarnation = %report.incarnation,
-                last = %report.last, stable = %report.stable, ?kept, "told at an open"
-            );
-        }
         if resolution.needs_outcome && grant <= resolution.ends_at.grant {
             return Err(OpenError::GrantUsed);
         }
@@ -244,12 +247,11 @@ impl Group {
                 return Ok((reports, Vec::new()));
             }
             let now = Instant::now();
-            // A disk without a lease is not being restarted just now: it is not waited for.
-            let live = self.lcc().map(|lcc| lcc.live_disks()).unwrap_or_default();
             let silent: Vec<PortionIndex> =
                 wanted.iter().copied().filter(|slot| !reports.contains_key(slot)).collect();
             let mut usable = silent.iter().filter(|slot| !unusable.contains(slot));
-            let may_return = usable.any(|slot| live.contains(&self.layout.disk(*slot)));
+            let is_dead = |slot| self.lcc().is_ok_and(|lcc| lcc.is_dead(self.layout.disk(slot)));
+            let may_return = usable.any(|slot| !is_dead(*slot));
             // It is alive, and may be the only one with an answered write that the others lost.
             let wakes_up = now < not_ready_window && !not_ready.borrow().is_empty();
             let waited = !wakes_up && (window <= now || !may_return);
@@ -257,7 +259,8 @@ impl Group {
                 // What restarted slots lost may have been answered: while a silent one may still
                 // have it, nothing is judged without that (simulator, seed 118).
                 let only = reports.iter().map(|(slot, (report, _))| (*slot, report.clone()));
-                let settled = !self.judge(&only.collect()).beyond_tolerance
+                let settled = !(self.judge(&only.collect()).beyond_tolerance
+                    || self.may_be_forgotten(&reports))
                     || planted!("W-6/the-silent-are-not-waited-for");
                 if settled {
                     return Ok((reports, silent));
@@ -277,6 +280,15 @@ impl Group {
                 )));
             }
         }
+    }
+
+    /// Whether slots that know nothing of the group may all have lost it: no more are left out than
+    /// the scheme tolerates.
+    fn may_be_forgotten(&self, reports: &Reports) -> bool {
+        let known = reports.values().any(|(report, _)| report.layout.is_some());
+        let state = self.state.borrow();
+        let removed = state.slots.iter().filter(|slot| !slot.condition.in_sync()).count();
+        !known && removed + reports.len() <= self.geometry.parity()
     }
 
     /// What counts by these reports; slots without one are taken for lost.

@@ -362,7 +362,7 @@ impl Group {
     /// A slot that was silent when the group was opened: reads go on without it, and it is opened
     /// once its disk is there again.
     fn look_again(self: &Rc<Self>, slot: PortionIndex, disk: DiskId) {
-        if self.lcc().is_ok_and(|lcc| lcc.live_disks().contains(&disk)) {
+        if self.lcc().is_ok_and(|lcc| !lcc.is_dead(disk)) {
             self.open_again(slot);
         }
     }

@@ -127,10 +127,8 @@ impl Group {
             if self.state.borrow().dead.is_some() {
                 return;
             }
-            // A disk without a lease is not being restarted just now: it is not waited for.
-            let leased =
-                self.lcc().is_ok_and(|lcc| lcc.live_disks().contains(&self.layout.disk(slot)));
-            lacks |= !leased || end <= Instant::now();
+            let dead = self.lcc().is_ok_and(|lcc| lcc.is_dead(self.layout.disk(slot)));
+            lacks |= dead || end <= Instant::now();
             if lacks && self.state.borrow().may_remove(slot, self.geometry.data()) {
                 self.remove_slot(slot, false).await;
                 if !self.state.borrow().slot(slot).condition.takes_part() {
