@@ -9,7 +9,8 @@
 //!                                                                                answers, readers
 //! ```
 //! # Invariants
-//! B1 An operation is answered after its batch is decided, and after it is stable where asked.
+//! B1 An operation is answered after its batch is decided, and after it is stable where asked; a
+//!    refused one after all batches are decided that it was judged by.
 //! B2 Batches are decided in the order of their numbers; `State` is the newest decided one.
 //! B3 After a batch failed nothing more is written or answered from here: whoever wants the directory
 //!    reads it again from its devices.
@@ -112,7 +113,16 @@ impl<G: GroupAccess> Directory<G> {
             }
             let verdict = {
                 let core = &mut *self.core.borrow_mut();
-                rules::change(&core.state, &mut core.pending, op.clone(), &around)?
+                rules::change(&core.state, &mut core.pending, op.clone(), &around)
+            };
+            let verdict = match verdict {
+                Ok(verdict) => verdict,
+                Err(refusal) => {
+                    // It may come from what is not decided yet.
+                    let newest = self.core.borrow().pending.newest();
+                    self.decided(newest).await?;
+                    return Err(refusal);
+                }
             };
             let reply = match verdict {
                 Verdict::Repeated(reply) => reply,

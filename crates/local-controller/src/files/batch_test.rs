@@ -266,6 +266,33 @@ fn a_repeat_waits_for_the_first_and_stable_asks_for_a_sync() {
     });
 }
 
+#[test] // Proves: B1. Simulator, seed 1086.
+fn a_refusal_waits_for_what_it_was_judged_by() {
+    run(async {
+        let group = MemoryGroup::new(directory_layout(10));
+        let directory = begun(&group).await;
+        directory.clone().change(create(1, 0, false), around(1)).await.unwrap();
+        group.0.borrow_mut().held = Some(VecDeque::new());
+        let unlink = |n| DirectoryOp::Unlink {
+            operation: operation(n),
+            name: Bytes::from_static(b"file-1"),
+            only_id: None,
+            keep: false,
+            directory: false,
+        };
+        let removed = tokio::task::spawn_local(directory.clone().change(unlink(2), around(2)));
+        settle().await;
+        let refused = tokio::task::spawn_local(directory.clone().change(unlink(3), around(3)));
+        settle().await;
+        let look = DirectoryOp::Lookup { name: Bytes::from_static(b"file-1") };
+        assert!(directory.look(&look).is_ok(), "the name is there until the removal is decided");
+        assert!(!refused.is_finished(), "refused by what nobody can see yet");
+        group.decide();
+        removed.await.unwrap().unwrap();
+        assert_eq!(refused.await.unwrap().unwrap_err(), LccRefusal::NotFound);
+    });
+}
+
 #[test] // Proves: B3.
 fn a_failed_batch_fails_all_that_waits_and_the_devices_are_read_again() {
     run(async {

@@ -50,6 +50,11 @@ impl Pending {
         Self { batch: 1, next_cookie: state.next_cookie, ..Self::default() }
     }
 
+    /// The newest batch that has changes.
+    pub fn newest(&self) -> BatchNumber {
+        if self.is_empty() { self.batch - 1 } else { self.batch }
+    }
+
     /// Whether the batch being collected has any change.
     pub fn is_empty(&self) -> bool {
         self.operations_new.is_empty() && self.changed_keys() == 0

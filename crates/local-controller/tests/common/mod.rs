@@ -368,7 +368,7 @@ impl Cluster {
         let env = self.simulation.machine(100 + self.count + which).env();
         let started = Started::start(env, &config).await.unwrap();
         while !started.lccs()[0].lease_valid()
-            || started.lccs()[0].live_disks().len() < self.count as usize
+            || (1..=self.count).any(|disk| started.lccs()[0].is_dead(DiskId(disk)))
         {
             sleep(Duration::from_millis(10)).await;
         }
