@@ -62,7 +62,8 @@ pub(crate) async fn checkpoint(
     let mut outcome = Outcome::Done;
     let mut copied = 0;
     for (index, key) in keys.iter().enumerate() {
-        match store.borrow_mut().apply_group(*key) {
+        let applied = store.borrow_mut().apply_group(*key);
+        match applied {
             Ok(bytes) => copied += bytes,
             Err(error) => {
                 report_failure(&mut store.borrow_mut(), *key, &error);
