@@ -38,7 +38,7 @@ use braid_terms::{
     ServerId,
 };
 
-use braid_wire::coordinator::BAD_MAX;
+use braid_wire::coordinator::{BAD_MAX, LiveDisk};
 use braid_wire::io::{BadBlocks, ScrubStatus};
 
 use crate::state_machine::StateMachine;
@@ -426,7 +426,7 @@ impl GlobalController {
             owner.flatten().filter(|owner| live.contains(owner)).unwrap_or_else(|| chosen(group.0))
                 == lc
         };
-        let disks: BTreeSet<_> = self.live_disks(now, state).map(|(disk, _)| disk).collect();
+        let disks: BTreeSet<_> = self.live_disks(now, state).map(|live| live.disk).collect();
         let can_work = |fact: &Fact| match &fact.kind {
             FactKind::Pending { .. } => false,
             FactKind::Suspect { layout, slot, .. } => {
@@ -471,19 +471,16 @@ impl GlobalController {
         work
     }
 
-    /// Disks whose I/O servers hold a lease, with their free space in bytes.
-    pub fn live_disks(
-        &self,
-        now: Moment,
-        state: &StateMachine,
-    ) -> impl Iterator<Item = (DiskId, u64)> {
+    /// Disks whose I/O servers hold a lease.
+    pub fn live_disks(&self, now: Moment, state: &StateMachine) -> impl Iterator<Item = LiveDisk> {
         let heard = self.ios.values().filter_map(|lease| lease.bytes_free);
         // Placement weighs by it; a disk that was not heard yet in this term gets its share.
         let free_usual = heard.max().unwrap_or(FREE_UNHEARD);
-        self.ios.values().filter_map(move |lease| {
+        self.ios.iter().filter_map(move |(incarnation, lease)| {
             let is_lost = state.map().disks.get(&lease.disk)?.state == DiskState::Failed;
             let is_live = now < lease.until && !is_lost;
-            is_live.then_some((lease.disk, lease.bytes_free.unwrap_or(free_usual)))
+            let bytes_free = lease.bytes_free.unwrap_or(free_usual);
+            is_live.then_some(LiveDisk { disk: lease.disk, incarnation: *incarnation, bytes_free })
         })
     }
 

@@ -348,7 +348,10 @@ fn disks_are_live_by_their_leases_and_after_an_election_for_a_while_without() {
     let io = world.state.map().disks[&DiskId(1)].incarnation.unwrap();
     let space = DiskNews { bytes_total: 10, bytes_free: 5, ..DiskNews::default() };
     world.gc.renew_io(START, START, &world.state, io, space.clone()).unwrap();
-    let live = |world: &World, now| world.gc.live_disks(now, &world.state).collect::<Vec<_>>();
+    let live = |world: &World, now| {
+        let disks = world.gc.live_disks(now, &world.state);
+        disks.map(|live| (live.disk, live.bytes_free)).collect::<Vec<_>>()
+    };
     assert_eq!(live(&world, START), [(DiskId(1), 5), (DiskId(2), 5)]);
     assert_eq!(live(&world, START + UNHEARD_DISK), [(DiskId(1), 5)]);
     assert_eq!(live(&world, START + LEASE), []);

@@ -481,6 +481,19 @@ impl Replay<'_> {
             // The start before may have made the files without having synced their names.
             names.iter().for_each(|name| self.store.files.unsynced.folder(*name));
         }
+        for entry in &group.entries {
+            for piece in entry.pieces.iter().filter(|piece| piece.source == Source::Direct) {
+                let name = names[usize::from(piece.range.device_index)];
+                let is_known = entry.position <= self.synced || entry.number <= group.stable;
+                if is_known && self.store.files.file(name)?.is_none() {
+                    // Synced bytes, and their file is lost: so is all that it had.
+                    tracing::error!(group = %key.group, slot = %key.slot, "a portion file is lost");
+                    let group = self.store.groups.get_mut(&key).expect("looked at above");
+                    group.damaged_after = Some(WriteNumber::NONE);
+                    return Ok(());
+                }
+            }
+        }
         let mut lost = None;
         'entries: for (index, entry) in group.entries.iter().enumerate() {
             // What is stable was synced here, also where the marker that says so is lost; and its

@@ -15,6 +15,7 @@ use braid_env::{Address, Env, Payload};
 use braid_terms::{
     ClusterId, ClusterMap, DeviceId, DiskId, Incarnation, JournalPosition, ServerId,
 };
+use braid_wire::coordinator::LiveDisk;
 use braid_wire::io::{GroupMarks, Io, IoReply, IoRequest};
 use braid_wire::rpc::{Client, ClientOptions, Hello, Peer, Role};
 use tokio::sync::{Mutex, Notify};
@@ -37,6 +38,8 @@ pub struct DiskLink {
     connecting: Mutex<()>,
     /// Positions up to here are on the medium, of that incarnation.
     synced: Cell<(Incarnation, JournalPosition)>,
+    /// Who answered when it was last looked for a restart; 0 before.
+    seen: Cell<Incarnation>,
     /// Told when `synced` moved or a sync failed.
     moved: Notify,
     syncing: Cell<bool>,
@@ -102,6 +105,7 @@ impl Disks {
                 up: RefCell::default(),
                 connecting: Mutex::new(()),
                 synced: Cell::default(),
+                seen: Cell::default(),
                 moved: Notify::new(),
                 syncing: Cell::default(),
                 wanted: Cell::default(),
@@ -129,8 +133,30 @@ impl Disks {
         }
         let address = self.addresses.borrow().get(&disk).cloned()?;
         let up = timeout(CONNECT_WAIT, self.try_connect(address)).await.ok()??;
+        if link.seen.get() == Incarnation(0) {
+            link.seen.set(up.incarnation);
+        }
         *link.up.borrow_mut() = Some(up.clone());
         Some(up)
+    }
+
+    /// Connects to disks that were restarted since they were used here: who answers there now.
+    pub async fn restarted(&self, live: &[LiveDisk]) -> Vec<(DiskId, Incarnation)> {
+        let links = live.iter().map(|live| (self.link(live.disk), live.incarnation));
+        let restarted = links.filter(|(link, now)| {
+            let seen = link.seen.get();
+            seen != Incarnation(0) && seen < *now
+        });
+        let looks = restarted.map(|(link, now)| async move {
+            // Who is gone without a word keeps its connection for long.
+            if let Some(up) = link.up().filter(|up| up.incarnation < now) {
+                up.client.close();
+            }
+            let up = self.connect(link.disk).await?;
+            link.seen.set(up.incarnation);
+            Some((link.disk, up.incarnation))
+        });
+        futures_util::future::join_all(looks).await.into_iter().flatten().collect()
     }
 
     async fn try_connect(&self, address: Address) -> Option<DiskUp> {

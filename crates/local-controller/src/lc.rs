@@ -304,7 +304,7 @@ impl Lc {
                         self.coordinators.learn(map);
                         self.map_version.set(map.version);
                     }
-                    let live = disks.iter().map(|(disk, _)| *disk).collect();
+                    let live = disks.iter().map(|live| live.disk).collect();
                     *self.lease.borrow_mut() = Lease { until, live };
                     let disks: Arc<[_]> = disks.into();
                     for mail in &self.mails {

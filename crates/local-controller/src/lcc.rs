@@ -25,7 +25,7 @@ use braid_terms::{
     GroupLayout, Incarnation, LayoutGeneration, LccId, PolicyQuestion, ServerId,
 };
 use braid_wire::coordinator::{
-    CoordinatorRefusal, CoordinatorReply, CoordinatorRequest, FactRefusal,
+    CoordinatorRefusal, CoordinatorReply, CoordinatorRequest, FactRefusal, LiveDisk,
 };
 use braid_wire::coordinator_client::{CoordinatorClient, CoordinatorError};
 use braid_wire::lcc::LccStatus;
@@ -111,7 +111,8 @@ pub struct Lcc {
     pub(crate) disks: Disks,
     map: RefCell<Rc<ClusterMap>>,
     lease_until: Cell<Moment>,
-    live_disks: RefCell<BTreeMap<DiskId, u64>>,
+    live_disks: RefCell<BTreeMap<DiskId, LiveDisk>>,
+    looks_for_restarts: Cell<bool>,
     groups: RefCell<BTreeMap<DeviceId, Entry>>,
     ranges: RefCell<Ranges>,
     /// The newest term to which we told what we own; grants of earlier terms come too late.
@@ -156,6 +157,7 @@ impl Lcc {
             map: RefCell::new(parts.map.clone()),
             lease_until: Cell::default(),
             live_disks: RefCell::default(),
+            looks_for_restarts: Cell::default(),
             groups: RefCell::default(),
             ranges: RefCell::default(),
             told_term: Cell::default(),
@@ -219,9 +221,9 @@ impl Lcc {
         *self.map.borrow_mut() = map;
     }
 
-    pub(crate) fn set_lease(&self, until: Moment, disks: Vec<(DiskId, u64)>) {
+    pub(crate) fn set_lease(&self, until: Moment, disks: &[LiveDisk]) {
         self.lease_until.set(self.lease_until.get().max(until));
-        *self.live_disks.borrow_mut() = disks.into_iter().collect();
+        *self.live_disks.borrow_mut() = disks.iter().map(|live| (live.disk, *live)).collect();
     }
 
     /// Whether it may answer. Source: O-4.
@@ -240,7 +242,8 @@ impl Lcc {
     /// Whether the disks of a group have room for more than removals, as last told.
     pub(crate) fn has_room(&self, layout: &GroupLayout) -> bool {
         let live = self.live_disks.borrow();
-        let mut full = layout.disks.iter().filter(|disk| live.get(disk) == Some(&0));
+        let is_full = |disk: &&DiskId| live.get(disk).is_some_and(|live| live.bytes_free == 0);
+        let mut full = layout.disks.iter().filter(is_full);
         full.next().is_none()
     }
 
@@ -550,7 +553,7 @@ impl Lcc {
             let server = map.servers.get(&disk.server)?;
             let usable = disk.state == braid_terms::DiskState::InUse
                 && server.state == braid_terms::ServerState::InUse;
-            let free = live.get(&disk.id).copied().filter(|_| usable)?;
+            let free = live.get(&disk.id).filter(|_| usable)?.bytes_free;
             Some(Candidate { disk: disk.id, server: disk.server, free })
         });
         disks.collect()
@@ -614,6 +617,23 @@ impl Lcc {
             Entry::Opening(_) => None,
         });
         open.collect()
+    }
+
+    /// Opens slots again whose I/O server was restarted, also of groups that nobody uses just now:
+    /// what one lost is to be rebuilt before another one fails. Source: F-2.
+    pub(crate) async fn reopen_restarted(self: &Rc<Self>) {
+        if self.looks_for_restarts.replace(true) {
+            return;
+        }
+        let live: Vec<_> = self.live_disks.borrow().values().copied().collect();
+        for (disk, incarnation) in self.disks.restarted(&live).await {
+            tracing::debug!(%disk, %incarnation, "an I/O server was restarted");
+            for groups in self.open_groups().chunks(REOPEN_AT_ONCE) {
+                let reopened = groups.iter().map(|group| group.reopen_at(disk, incarnation));
+                futures_util::future::join_all(reopened).await;
+            }
+        }
+        self.looks_for_restarts.set(false);
     }
 
     /// What a new global controller is told: granted groups, also those that are being opened, and
@@ -824,6 +844,9 @@ fn no_answer() -> OwnError {
 
 /// What must be known is asked for again after so long without an answer.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Groups that are opened at once again at a disk that was restarted.
+const REOPEN_AT_ONCE: usize = 64;
 
 /// Pause before it is asked again.
 const ASK_PAUSE: Duration = Duration::from_millis(50);

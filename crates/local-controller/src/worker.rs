@@ -24,6 +24,7 @@ use braid_terms::{
     ClusterId, ClusterMap, DeviceId, DiskId, DiskState, GrantNumber, GroupLayout, Incarnation,
     LccId,
 };
+use braid_wire::coordinator::LiveDisk;
 use braid_wire::coordinator_client::CoordinatorClient;
 use braid_wire::io::{BadBlocks, IoReply, IoRequest};
 use futures_util::StreamExt;
@@ -40,7 +41,7 @@ use crate::lcc::{Lcc, LccParts, OwnError};
 /// What the front says to a worker.
 pub(crate) enum Mail {
     /// The lease was renewed. Source: O-4.
-    Lease { until: Moment, disks: Arc<[(DiskId, u64)]>, map: Option<Arc<ClusterMap>> },
+    Lease { until: Moment, disks: Arc<[LiveDisk]>, map: Option<Arc<ClusterMap>> },
     /// A new global controller asks what is owned. Source: O-3.
     Holdings { term: u64, reply: oneshot::Sender<Holdings> },
     /// Groups with facts to work off; answers whether some became whole. Source: F-4.
@@ -133,7 +134,8 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
                 if let Some(map) = map {
                     lcc.learn(Rc::new(ClusterMap::clone(&map)));
                 }
-                lcc.set_lease(until, disks.to_vec());
+                lcc.set_lease(until, &disks);
+                spawn_local(async move { lcc.reopen_restarted().await });
             }
             Mail::Holdings { term, reply } => {
                 let (groups, ranges) = lcc.tell_holdings(term);

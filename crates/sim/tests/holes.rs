@@ -817,3 +817,27 @@ fn a_sweep_settles_every_group_and_waits_for_every_disk() {
         script.check_all_ways(owner, &device, &blocks(&[1, 2])).await;
     });
 }
+
+/// What a restart lost is rebuilt although nobody asks for the device.
+///
+/// 1. All is stable and applied, and no client comes any more. The machine of P loses its power, and
+///    with it P's file.
+/// 2. It is back. X opens it again by itself, sees that it is gone, and has it rebuilt.
+/// 3. The machine of D1 is lost for good: P is needed.
+#[test] // Proves: F-2, F-4.
+fn an_idle_owner_learns_of_what_a_restart_lost() {
+    Script::run(27, 5, "raid5/2+1", async |script| {
+        let bytes: Vec<u8> = (1..=64).collect();
+        let device = device_of(&script, 4, &bytes).await;
+        script.applied(&[1, 2, 3]).await;
+        script.power_cut(&[3]);
+        assert_eq!(script.remove_portions(3, &device), 1);
+        script.power_on(&[3]);
+        script.suspected().await;
+        script.healed().await;
+        script.power_cut(&[1]);
+        assert!(script.read_at_last(4, &device, 0, 1 << 20).await == blocks(&bytes));
+        script.power_on(&[1]);
+        script.check_all_ways(4, &device, &blocks(&bytes)).await;
+    });
+}

@@ -230,6 +230,17 @@ pub enum MapChange {
     },
 }
 
+/// A disk whose I/O server holds a lease.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct LiveDisk {
+    /// Which.
+    pub disk: DiskId,
+    /// Who serves it.
+    pub incarnation: Incarnation,
+    /// Free space in bytes.
+    pub bytes_free: u64,
+}
+
 /// An answer of a coordinator.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum CoordinatorReply {
@@ -261,8 +272,8 @@ pub enum CoordinatorReply {
         term: u64,
         /// A newer map, if there is one.
         map: Option<Box<ClusterMap>>,
-        /// Disks whose I/O servers hold a lease now, with their free space in bytes.
-        disks: Vec<(DiskId, u64)>,
+        /// Disks whose I/O servers hold a lease now.
+        disks: Vec<LiveDisk>,
         /// Servers whose LC holds a lease now.
         servers: Vec<ServerId>,
         /// The global controller wants `Holdings` for this term.

@@ -12,9 +12,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_env::Payload;
-use braid_terms::{FactKind, Incarnation, PortionIndex, WriteNumber, planted};
+use braid_terms::{DiskId, FactKind, Incarnation, PortionIndex, WriteNumber, planted};
 use braid_wire::io::{Fence, IoRefusal, IoReply, IoRequest, Open, Report};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::images::slot_bit;
 use super::open::is_gone;
@@ -89,6 +89,37 @@ impl Group {
         self.open_again(slot);
     }
 
+    /// Opens slots on a disk again whose I/O server was restarted, and waits for that.
+    pub(crate) async fn reopen_at(self: &Rc<Self>, disk: DiskId, incarnation: Incarnation) {
+        for index in self.layout.slots().filter(|index| self.layout.disk(*index) == disk) {
+            let link = self.state.borrow().slot(index).link.clone();
+            match link {
+                Link::Up(up) if up.incarnation != incarnation => {
+                    self.slot_failed(index, up.incarnation);
+                }
+                Link::Down => self.open_again(index),
+                Link::Up(_) | Link::Opening => {}
+            }
+            // Where it stands still, the others need not wait for it.
+            let _ = timeout(2 * OPEN_WAIT, self.opened(index)).await;
+        }
+    }
+
+    async fn opened(&self, index: PortionIndex) {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let state = self.state.borrow();
+                let slot = state.slot(index);
+                let opens = slot.condition.takes_part() && matches!(slot.link, Link::Opening);
+                if state.dead.is_some() || !opens {
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+
     pub(super) fn open_again(self: &Rc<Self>, slot: PortionIndex) {
         {
             let mut state = self.state.borrow_mut();
@@ -110,6 +141,10 @@ impl Group {
         loop {
             let mut lacks = match self.open_slot(slot).await {
                 Opened::Report(report, up) => {
+                    tracing::debug!(
+                        group = %self.layout.group(), %slot, incarnation = %report.incarnation,
+                        last = %report.last, files = ?report.files, "opened again"
+                    );
                     // One that answers an open and refuses every prepare is of no use either.
                     let refuses = REFUSALS_MAX <= self.state.borrow().slot(slot).refusals;
                     if !refuses && self.take_reopened(slot, &report, up) {

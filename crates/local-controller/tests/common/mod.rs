@@ -78,7 +78,13 @@ impl FakeCoordinator {
         CoordinatorReply::Renewed {
             term: 1,
             map: (map_version < map.version).then(|| Box::new(map.clone())),
-            disks: live.map(|(disk, _)| (*disk, 1 << 30)).collect(),
+            disks: live
+                .map(|(disk, _)| LiveDisk {
+                    disk: *disk,
+                    incarnation: Incarnation(0),
+                    bytes_free: 1 << 30,
+                })
+                .collect(),
             servers: Vec::new(),
             tell_holdings: false,
             facts_version: 0,
