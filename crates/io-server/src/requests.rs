@@ -402,7 +402,7 @@ impl Store {
         self.ready()?;
         let known = self.known_fence(key);
         if known.removed == Some(fence.grant) && fence.incarnation == self.incarnation {
-            return Ok(self.promised(self.synced));
+            return Ok(self.promised(self.journal.last()));
         }
         self.check_fence(fence, Wish::Raise)?;
         self.load(&removed.layout, key)?;

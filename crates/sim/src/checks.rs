@@ -1,8 +1,10 @@
 //! After the faults: the cluster heals completely, and nothing is wrong.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use braid_client::{Client, Error};
+use braid_terms::DiskId;
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::Role;
@@ -44,10 +46,39 @@ impl World {
                 self.violate(format!("after healing: sync of {}: {error}", slashed(path)));
             }
         }
-        // What was found bad while everything was read is repaired, too.
+        // What was found bad while everything was read is repaired, too, and what only scrubs find.
+        if self.has_rotted.get() && !self.is_scrubbed(settings.servers as usize).await {
+            return;
+        }
         if self.heals().await && self.violation.borrow().is_none() {
             self.check_redundancy(settings).await;
         }
+    }
+
+    /// Two scrubs of each disk end, the second of which begins now at the earliest, and find nothing
+    /// that is still bad.
+    async fn is_scrubbed(&self, disks: usize) -> bool {
+        let passes = async {
+            let mut seen: BTreeMap<DiskId, BTreeSet<u64>> = BTreeMap::new();
+            loop {
+                let scrubs = self.cluster.scrubs().await;
+                let bad: u64 = scrubs.iter().map(|(_, scrub)| scrub.bad_blocks).sum();
+                for (disk, scrub) in scrubs {
+                    seen.entry(disk).or_default().insert(scrub.verified);
+                }
+                let done = seen.values().filter(|passes| 3 <= passes.len()).count();
+                if disks <= done && bad == 0 {
+                    return;
+                }
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        let is_scrubbed = timeout(SCRUB_WAIT, passes).await.is_ok();
+        if !is_scrubbed {
+            let scrubs = self.cluster.scrubs().await;
+            self.violate(format!("what rotted is not found and healed: {scrubs:?}"));
+        }
+        is_scrubbed
     }
 
     /// Everything reads right without any m servers: parity is right wherever it is needed. Several
@@ -181,6 +212,9 @@ impl World {
 fn is_file(name: &str) -> bool {
     name.rsplit('/').next().is_some_and(|last| last.starts_with('f'))
 }
+
+/// Longest wait for two scrubs, which begin every 20 s.
+const SCRUB_WAIT: Duration = Duration::from_secs(200);
 
 /// Longest healing, in simulated time.
 const HEAL_WAIT: Duration = Duration::from_secs(120);

@@ -21,6 +21,7 @@ use braid_terms::{
 };
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::CoordinatorClient;
+use braid_wire::io::ScrubStatus;
 use braid_wire::rpc::Peer;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -201,11 +202,7 @@ impl Cluster {
     /// Open facts: suspect portions, and pending ones of ended controllers; `None` where no global
     /// controller answers.
     pub async fn open_facts(&self) -> Option<(usize, u64)> {
-        let addresses = (1..=self.launcher.members)
-            .map(|id| self.launcher.map.servers[&ServerId(id)].coordinator_address)
-            .collect();
-        let env = self.simulation.machine(CLIENTS).env();
-        let client = CoordinatorClient::new(env, CLUSTER, Peer::Unknown, addresses);
+        let client = self.coordinators();
         let request = CoordinatorRequest::Facts { after: FactNumber(0), limit: 4096 };
         let answer = client.call(&request, Duration::from_secs(5)).await;
         let Ok(CoordinatorReply::Facts { facts, .. }) = answer else { return None };
@@ -214,6 +211,21 @@ impl Cluster {
         let statuses = client.statuses(Duration::from_secs(5)).await;
         let leader = statuses.into_iter().flatten().find(|s| s.leader == Some(s.server))?;
         Some((suspects, leader.facts.pending))
+    }
+
+    /// How far the scrub of each disk is, where a global controller heard it.
+    pub async fn scrubs(&self) -> Vec<(DiskId, ScrubStatus)> {
+        let statuses = self.coordinators().statuses(Duration::from_secs(5)).await;
+        let mut leaders = statuses.into_iter().flatten().filter(|s| s.leader == Some(s.server));
+        leaders.next().map_or_else(Vec::new, |leader| leader.scrubs)
+    }
+
+    fn coordinators(&self) -> CoordinatorClient {
+        let addresses = (1..=self.launcher.members)
+            .map(|id| self.launcher.map.servers[&ServerId(id)].coordinator_address)
+            .collect();
+        let env = self.simulation.machine(CLIENTS).env();
+        CoordinatorClient::new(env, CLUSTER, Peer::Unknown, addresses)
     }
 }
 

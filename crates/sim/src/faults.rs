@@ -289,6 +289,7 @@ impl World {
             let folder = if self.random(4) == 0 { "journal/" } else { "portions/" };
             if let Some((path, at)) = self.cluster.disk(server).flip_random_bit(folder) {
                 self.reach("bit rot");
+                self.has_rotted.set(true);
                 self.tell(|| format!("rot on server {server}: {path} at {at}"));
             }
         }

@@ -105,6 +105,8 @@ pub struct World {
     pub stop: Rc<Cell<bool>>,
     /// The site lost its power in this round.
     pub was_cut: Rc<Cell<bool>>,
+    /// Bits were flipped in files of disks.
+    pub has_rotted: Rc<Cell<bool>>,
     reached: Rc<RefCell<BTreeMap<&'static str, u64>>>,
     trace: bool,
 }
@@ -124,6 +126,7 @@ pub fn run_seed(seed: u64, settings: Settings) -> Outcome {
             violation: Rc::default(),
             stop: Rc::default(),
             was_cut: Rc::default(),
+            has_rotted: Rc::default(),
             reached: Rc::default(),
             trace: settings.trace,
             simulation,

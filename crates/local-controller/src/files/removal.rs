@@ -6,8 +6,9 @@
 //! grant: every older grant is refused there from then on, so a slow writer cannot bring them back.
 //! Then the entry leaves the list.
 //! ```text
-//! to-remove list --delay--> Remove at all slots, tombstones --> facts closed --> off the list
+//! to-remove list --delay--> Remove at all slots, tombstones, synced --> facts closed --> off the list
 //! ```
+//! Synced, because a portion that a power cut brings back is named by nothing any more.
 //! # Failure
 //! A slot that does not answer: the entry stays, and all is asked again later; a repeat is harmless.
 //! A stop in between: whoever reads the directory next finds the list.
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use braid_env::Payload;
 use braid_terms::{DiskState, GroupLayout, Incarnation, PortionIndex};
-use braid_wire::io::{Fence, IoRefusal, IoReply, IoRequest};
+use braid_wire::io::{Fence, IoReply, IoRequest};
 use braid_wire::lcc::LccRefusal;
 use futures_util::future::join_all;
 
@@ -53,7 +54,7 @@ pub async fn remove_group(lcc: &Rc<Lcc>, layout: &GroupLayout) -> Result<(), Lcc
     let removals = disks.iter().map(|(slot, up)| {
         let incarnation = up.incarnation;
         let fence = Fence { group: layout.group(), slot: *slot, grant, incarnation };
-        remove_slot(up, fence, layout)
+        remove_slot(lcc, up, fence, layout)
     });
     for ((slot, up), removed) in disks.iter().zip(join_all(removals).await) {
         if let Err(reason) = removed {
@@ -72,13 +73,20 @@ fn failed(slot: PortionIndex, incarnation: Incarnation, reason: &str) -> String 
     format!("portion {slot} was not removed by incarnation {incarnation}: {reason}")
 }
 
-async fn remove_slot(up: &DiskUp, fence: Fence, layout: &GroupLayout) -> Result<(), String> {
-    let grant = fence.grant;
+async fn remove_slot(
+    lcc: &Lcc,
+    up: &DiskUp,
+    fence: Fence,
+    layout: &GroupLayout,
+) -> Result<(), String> {
+    let disk = layout.disk(fence.slot);
     let request = IoRequest::Remove { fence, layout: Box::new(layout.clone()) };
     match up.client.call(&request, Payload::empty(), REMOVE_WAIT).await {
-        Ok((Ok(IoReply::Promised { .. }), _)) => Ok(()),
-        // A repeat: its tombstone has our grant.
-        Ok((Err(IoRefusal::Fenced { grant: removed }), _)) if removed == grant => Ok(()),
+        Ok((Ok(IoReply::Promised { position, synced }), _)) => {
+            lcc.disks.link(disk).note_synced(up.incarnation, synced);
+            let stable = lcc.disks.sync(disk, up.incarnation, position).await;
+            stable.then_some(()).ok_or_else(|| "its medium does not answer".into())
+        }
         Ok((answer, _)) => Err(format!("{answer:?}")),
         Err(error) => Err(error.to_string()),
     }
