@@ -562,7 +562,14 @@ impl Client {
             if !left.is_empty() && !is_link {
                 return Err(Error::NotDirectory { path: shown() });
             }
-            let node = self.0.node_of(directory.layout(), &entry, attributes).await?;
+            let node = match self.0.node_of(directory.layout(), &entry, attributes).await {
+                // Replaced since its entry was read? Then the name stands for something else.
+                Err(Error::NotFound { .. }) if directory.entry(&name).await?.0.id != entry.id => {
+                    left.push_front(name);
+                    continue;
+                }
+                node => node?,
+            };
             if !is_link {
                 return Ok(Walked::Other(Box::new(node)));
             }

@@ -113,8 +113,15 @@ impl Directory {
 
     /// What a name stands for.
     pub async fn lookup(&self, name: &[u8]) -> Result<Node, Error> {
-        let (entry, attributes) = self.entry(name).await?;
-        self.inner.node_of(&self.layout, &entry, attributes).await.map_err(|e| e.about(text(name)))
+        let mut gone = None;
+        loop {
+            let (entry, attributes) = self.entry(name).await?;
+            match self.inner.node_of(&self.layout, &entry, attributes).await {
+                // Replaced since its entry was read, or a name of nothing.
+                Err(Error::NotFound { .. }) if gone != Some(entry.id) => gone = Some(entry.id),
+                found => return found.map_err(|error| error.about(text(name))),
+            }
+        }
     }
 
     pub(crate) async fn entry(
