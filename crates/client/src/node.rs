@@ -536,9 +536,14 @@ impl Directory {
         Some(Self::new(self.inner.clone(), home.clone()))
     }
 
-    async fn retire(&self) -> Result<LccReply, Error> {
+    /// From now on nothing can be made there; a directory that has something is `NotEmpty`.
+    async fn retire(&self) -> Result<(), Error> {
         let operation = self.inner.reach.operation();
-        self.ask(DirectoryOp::Retire { operation }).await
+        match self.ask(DirectoryOp::Retire { operation }).await {
+            // A power cut of all servers left its name and not the directory.
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The name of a retired directory could not be removed: it comes back, unless it is not known

@@ -115,6 +115,7 @@ impl Env {
 
 /// A set of tasks in which a panic is never lost: tokio would keep it in a handle that nobody looks
 /// at, and the role would go on with half of itself.
+#[cfg(feature = "simulated")]
 fn new_task_set() -> tokio::task::LocalSet {
     #[allow(unused_mut, reason = "changed only with tokio_unstable")]
     let mut tasks = tokio::task::LocalSet::new();

@@ -53,7 +53,7 @@ pub fn env(inherited: Inherited) -> Env {
 pub fn run<T>(role: impl Future<Output = T>) -> io::Result<T> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all();
-    // A panic is never lost; see `new_task_set`.
+    // A panic is never lost; tokio would keep it in a handle that nobody looks at.
     #[cfg(tokio_unstable)]
     builder.unhandled_panic(tokio::runtime::UnhandledPanic::ShutdownRuntime);
     // Not a `LocalSet`: each wake of a task in one costs a system call.
