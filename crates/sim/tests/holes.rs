@@ -1,5 +1,5 @@
 //! Ring 2: the numbered holes of the design's reasons, each a script that fails without its rule.
-//! `docs/simulator-scenarios.md` says which rule each proves and how it fails without it.
+//! `docs/simulator.md` lists them.
 //!
 //! X is the old owner, N the next one. With `raid5/2+1` on servers 1, 2 and 3, block b is in D1 at
 //! server 1 where b is even, in D2 at server 2 where it is odd; the parity P is at server 3. Owners

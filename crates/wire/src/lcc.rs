@@ -430,13 +430,15 @@ pub enum DirectoryOp {
     },
 }
 
-/// Which of the two kinds, that do not see each other.
+/// Which of the kinds, that do not see each other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum LockKind {
     /// `flock`: the whole file.
     Whole,
     /// `fcntl`: a range of bytes.
     Range,
+    /// The turn to write at the end of the file (`O_APPEND`); between client processes only.
+    Append,
 }
 
 /// A lock that is held or wanted.

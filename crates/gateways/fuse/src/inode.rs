@@ -43,6 +43,8 @@ pub struct Inode {
     state: Mutex<State>,
     /// Held over changes of where the bytes are: truncate, promote, punch.
     pub structure: tokio::sync::Mutex<()>,
+    /// Held while the turn to append is taken or given back.
+    pub turn: tokio::sync::Mutex<()>,
     /// A flight or a fetch ended.
     pub progress: Notify,
 }
@@ -94,6 +96,8 @@ pub struct State {
     pub record_unstable: bool,
     /// So were the bytes of its device.
     pub bytes_unstable: bool,
+    /// No other mount appends now.
+    pub has_turn: bool,
     /// The device was never written to by anyone.
     pub fresh: bool,
     /// What the kernel's pages show is what the record says.
@@ -145,6 +149,7 @@ impl Inode {
             parent: AtomicU64::new(0),
             lookups: AtomicU64::new(0),
             structure: tokio::sync::Mutex::new(()),
+            turn: tokio::sync::Mutex::new(()),
             progress: Notify::new(),
             state: Mutex::new(State {
                 record,
@@ -165,6 +170,7 @@ impl Inode {
                 names: Names::Some,
                 record_unstable: false,
                 bytes_unstable: false,
+                has_turn: false,
                 fresh: false,
                 pages_valid: false,
                 kicked: false,

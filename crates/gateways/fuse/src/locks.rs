@@ -33,6 +33,9 @@ use crate::write::Depth;
 /// How often owners hear what is held here.
 const KEEP_EVERY: Duration = Duration::from_millis(500);
 
+/// How long a mount that appends keeps others from it: its appends go together.
+const TURN: Duration = Duration::from_millis(100);
+
 /// Locks that this mount holds.
 #[derive(Default)]
 pub struct HeldLocks {
@@ -105,6 +108,49 @@ impl<S: Store> Vfs<S> {
         self.locks.forget(&lock);
         let unlocked = self.directory(&inode.home, DirectoryOp::Unlock { lock }).await;
         flushed.and(unlocked.map(drop))
+    }
+
+    /// Waits until no other mount appends; this one may then for [`TURN`]. What others appended before
+    /// is known after this.
+    ///
+    /// Called while the kernel waits for a write: its pages cannot be dropped before that is answered.
+    pub async fn take_turn(self: &Rc<Self>, inode: &Arc<Inode>) -> Outcome<()> {
+        let _one = inode.turn.lock().await;
+        if inode.state().has_turn {
+            return Ok(());
+        }
+        let lock = FileLock {
+            id: inode.id,
+            session: self.session,
+            owner: 0,
+            kind: LockKind::Append,
+            exclusive: true,
+            from: 0,
+            to: u64::MAX,
+            pid: 0,
+        };
+        loop {
+            match self.directory(&inode.home, DirectoryOp::Lock { lock, wait: true }).await? {
+                LccReply::Lock(None) => break,
+                LccReply::Lock(Some(_)) => {}
+                _ => return Err(Errno::IO),
+            }
+        }
+        self.holds(inode, lock);
+        let (vfs, inode) = (self.clone(), inode.clone());
+        let fetched = vfs.refetch(&inode).await;
+        inode.state().has_turn = fetched.is_ok();
+        tokio::task::spawn_local(async move {
+            if fetched.is_ok() {
+                tokio::time::sleep(TURN).await;
+            }
+            let _one = inode.turn.lock().await;
+            inode.state().has_turn = false;
+            if let Err(error) = vfs.unlock(&inode, lock).await {
+                tracing::debug!(file = %inode.id, %error, "a turn to append ends with the session");
+            }
+        });
+        fetched
     }
 
     /// Gives locks up of a file whose bytes were sent.

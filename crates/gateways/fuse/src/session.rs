@@ -644,7 +644,7 @@ impl<S: Store> Session<S> {
         let kills = handle.inode.state().loses_privileges(flags & KILL_PRIVILEGES != 0);
         if !self.shared().writes_through(&handle) && !kills {
             match self.shared().write_here(&handle, at, data)? {
-                WriteHere::Full => {}
+                WriteHere::Full | WriteHere::NoTurn => {}
                 done => {
                     answer_written(asked.reply(), Ok(length as u64));
                     if done == WriteHere::Kick {

@@ -36,7 +36,7 @@ use crate::attributes::Changes;
 use crate::clock::{now_ms, wall};
 use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names, State};
-use crate::open::O_TRUNC;
+use crate::open::{O_APPEND, O_TRUNC};
 use crate::store::Store;
 use crate::vfs::Vfs;
 
@@ -359,6 +359,9 @@ impl<S: Store> Vfs<S> {
         if flags & O_TRUNC != 0 {
             self.truncate(&other, 0).await?;
         }
+        if flags & O_APPEND != 0 {
+            self.take_turn(&other).await?;
+        }
         self.leave_nursery(inode);
         // From here on there is no wait: nothing can be written between.
         let runs = {
@@ -375,7 +378,7 @@ impl<S: Store> Vfs<S> {
             self.freed(inode, run.len);
             let mut at = run.start;
             for piece in &run.pieces {
-                self.shared.write_here(&writer, at, piece)?;
+                self.shared.take_in(&writer, at, piece)?;
                 at += piece.len() as u64;
             }
         }

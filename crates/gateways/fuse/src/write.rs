@@ -45,6 +45,8 @@ pub enum WriteHere {
     Kick,
     /// There is no room.
     Full,
+    /// Another mount may be appending.
+    NoTurn,
 }
 
 /// How far a flush goes.
@@ -67,8 +69,24 @@ impl Shared {
         handle.flags & O_DSYNC != 0 || self.tuning.sync
     }
 
-    /// Takes a write in, if there is room.
+    /// Takes a write in, if there is room; an append, if it is this mount's turn.
     pub fn write_here(&self, handle: &Handle, at: u64, data: &[u8]) -> Outcome<WriteHere> {
+        if handle.flags & O_APPEND != 0 {
+            let state = handle.inode.state();
+            // Of a file that no owner knows yet, or that has no name any more, no other mount knows.
+            if !state.has_turn && state.unborn.is_none() && state.names == Names::Some {
+                return Ok(WriteHere::NoTurn);
+            }
+            if state.size != at {
+                // The kernel has put the bytes where it took the end to be.
+                self.drop_pages(handle.inode.id);
+            }
+        }
+        self.take_in(handle, at, data)
+    }
+
+    /// The same, whoever else appends.
+    pub fn take_in(&self, handle: &Handle, at: u64, data: &[u8]) -> Outcome<WriteHere> {
         let len = data.len() as u64;
         let waiting = self.waiting_bytes.load(Ordering::Relaxed);
         if waiting > 0 && waiting + len > self.tuning.write_memory {
@@ -129,13 +147,14 @@ impl<S: Store> Vfs<S> {
                 WriteHere::Full => {
                     self.send_all();
                     room.await;
-                    let now = self.shared.inodes.get(handle.inode.id);
-                    if let Some(other) = now.filter(|now| !Arc::ptr_eq(now, &handle.inode)) {
-                        // It turned out to be another file. See `unborn.rs`.
-                        let handle = Arc::new(handle.of_other(other));
-                        return Box::pin(self.write(&handle, at, data)).await;
-                    }
                 }
+                WriteHere::NoTurn => self.take_turn(&handle.inode).await?,
+            }
+            let now = self.shared.inodes.get(handle.inode.id);
+            if let Some(other) = now.filter(|now| !Arc::ptr_eq(now, &handle.inode)) {
+                // It turned out to be another file. See `unborn.rs`.
+                let handle = Arc::new(handle.of_other(other));
+                return Box::pin(self.write(&handle, at, data)).await;
             }
         }
         if self.shared.writes_through(handle) {

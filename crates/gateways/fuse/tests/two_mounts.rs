@@ -84,6 +84,44 @@ fn a_truncating_open_of_a_file_that_the_other_made_cuts_it() {
     }
 }
 
+/// Lines of several sizes, small files and such with a device; each line is one write.
+#[test]
+fn appends_of_both_are_all_there_each_in_one_piece() {
+    let Some((one, other)) = two() else { return };
+    const LINES: usize = 300;
+    let line = |who: char, number: usize| {
+        let filler = "x".repeat(number * 37 % 900);
+        format!("{who} {number} {filler}\n")
+    };
+    let append = |path: std::path::PathBuf, who: char| {
+        // Opened again now and then, as by a shell's `>>`.
+        for numbers in (0..LINES).collect::<Vec<_>>().chunks(40) {
+            let mut options = OpenOptions::new();
+            let mut log = options.append(true).create(true).open(&path).expect("it opens");
+            for number in numbers {
+                log.write_all(line(who, *number).as_bytes()).expect("it appends");
+            }
+        }
+    };
+    let places = [(one.path("log"), 'a'), (other.path("log"), 'b')];
+    std::thread::scope(|scope| {
+        for (path, who) in places {
+            scope.spawn(move || append(path, who));
+        }
+    });
+    for mount in [&one, &other] {
+        let found = fs::read_to_string(mount.path("log")).expect("it is read");
+        for who in ['a', 'b'] {
+            let mut of_one = found.split_inclusive('\n').filter(|line| line.starts_with(who));
+            for number in 0..LINES {
+                let is_right = of_one.next() == Some(&line(who, number));
+                assert!(is_right, "line {number} of {who} is lost or torn");
+            }
+        }
+        assert_eq!(found.lines().count(), 2 * LINES);
+    }
+}
+
 #[test]
 fn exclusive_creates_have_one_winner() {
     let Some((one, other)) = two() else { return };
