@@ -202,7 +202,7 @@ impl Device {
         let all = [IoSlice::new(&head), IoSlice::new(parts[0]), IoSlice::new(parts[1])];
         match rustix::io::writev(&self.fd, &all) {
             // The request was given up, or the mount has ended.
-            Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
+            Ok(_) | Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED) => {}
             Err(error) => {
                 tracing::warn!(%error, unique, "the kernel does not take an answer");
                 if unique != 0 && error == Errno::INVAL {

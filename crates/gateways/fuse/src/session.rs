@@ -234,7 +234,8 @@ impl<S: Store> Session<S> {
             let mut guard = ready.ready(interest).await?;
             for _ in 0..TURN {
                 match rustix::io::read(self.device.fd(), &mut buffer[..]) {
-                    Ok(0) | Err(Errno::NODEV) => return Ok(()),
+                    // Newer kernels say CONNABORTED where the mount went while they looked.
+                    Ok(0) | Err(Errno::NODEV | Errno::CONNABORTED) => return Ok(()),
                     Ok(length) => self.take(&buffer[..length]),
                     Err(Errno::AGAIN) => {
                         guard.clear_ready();
