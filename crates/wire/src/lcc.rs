@@ -290,7 +290,8 @@ pub enum DirectoryOp {
     Create {
         /// L2.
         operation: OperationId,
-        /// The name.
+        /// The name; empty for a regular file without one, whose record counts a name all the same: the one
+        /// that it may get by `Enter`, or give up by `SetAttributes`.
         name: bytes::Bytes,
         /// Its attributes and bytes.
         attributes: NewAttributes,

@@ -56,8 +56,17 @@ pub enum Names {
     Some,
     /// Its last name was removed here while it was open; the record goes with the last close.
     Kept,
+    /// It never had one and may get one, or goes with the last close (`O_TMPFILE`).
+    NotYet,
     /// The record is gone.
     Gone,
+}
+
+impl Names {
+    /// Whether the record goes with the last close.
+    pub fn has_record_only(self) -> bool {
+        matches!(self, Self::Kept | Self::NotYet)
+    }
 }
 
 /// What is known of an inode.
@@ -497,7 +506,7 @@ impl InodeTable {
         if before <= count {
             inode.lookups.store(0, Ordering::Relaxed);
             let state = inode.state();
-            let idle = state.opens == 0 && !state.is_dirty() && state.names != Names::Kept;
+            let idle = state.opens == 0 && !state.is_dirty() && !state.names.has_record_only();
             drop(state);
             if idle {
                 inodes.remove(&id);
@@ -507,7 +516,7 @@ impl InodeTable {
 
     /// Open inodes without a name.
     pub fn kept(&self) -> Vec<Arc<Inode>> {
-        let is_kept = |inode: &&Arc<Inode>| inode.state().names == Names::Kept;
+        let is_kept = |inode: &&Arc<Inode>| inode.state().names.has_record_only();
         self.inodes().values().filter(is_kept).cloned().collect()
     }
 

@@ -320,6 +320,9 @@ impl Directory {
                     check_replace(&entry, old, if_exists, None)?;
                 }
                 self.records.insert(new_id, record(new_id, attributes));
+                if entry.name.is_empty() {
+                    return Ok(self.entry_reply(entry, None));
+                }
                 let (entry, replaced) = self.put(entry, devices);
                 self.touch(own);
                 Ok(self.entry_reply(entry, replaced))

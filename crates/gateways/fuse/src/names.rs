@@ -31,6 +31,7 @@ use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names};
 use crate::store::Store;
 use crate::vfs::Vfs;
+use crate::write::Depth;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -389,7 +390,7 @@ impl<S: Store> Vfs<S> {
     pub async fn drop_kept(&self, inode: &Arc<Inode>) {
         {
             let mut state = inode.state();
-            if state.opens > 0 || state.names != Names::Kept {
+            if state.opens > 0 || !state.names.has_record_only() {
                 return;
             }
             state.names = Names::Gone;
@@ -464,10 +465,14 @@ impl<S: Store> Vfs<S> {
         if inode.kind == FileKind::Directory {
             return Err(Errno::PERM);
         }
-        if inode.state().names != Names::Some {
-            return Err(Errno::NOENT);
+        // A file that was made without a name is counted as if it had one.
+        let names = inode.state().names;
+        match names {
+            Names::Some => self.count_names(&inode.home, id, 1).await.map(drop)?,
+            // What was synced before it had a name is to be there with it.
+            Names::NotYet => self.flush(&inode, Depth::Held).await?,
+            Names::Kept | Names::Gone => return Err(Errno::NOENT),
         }
-        self.count_names(&inode.home, id, 1).await?;
         let enter = DirectoryOp::Enter {
             operation: self.store.operation(),
             name,
@@ -480,9 +485,12 @@ impl<S: Store> Vfs<S> {
         let entered = self.directory(&parent.home, enter).await;
         Self::touch(&parent);
         if let Err(error) = entered {
-            self.count_names(&inode.home, id, -1).await?;
+            if names == Names::Some {
+                self.count_names(&inode.home, id, -1).await?;
+            }
             return Err(error);
         }
+        inode.state().names = Names::Some;
         self.refetch(&inode).await?;
         inode.lookups.fetch_add(1, Ordering::Relaxed);
         Ok(inode)

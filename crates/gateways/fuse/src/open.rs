@@ -71,7 +71,7 @@ impl Shared {
             state.chunks.clear();
             state.names
         };
-        if names == Names::Kept {
+        if names.has_record_only() {
             // Its last name went just now.
             return Released::Kept(handle.inode.clone());
         }
@@ -145,6 +145,19 @@ impl<S: Store> Vfs<S> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Makes a file without a name and opens it (`O_TMPFILE`).
+    pub async fn create_unnamed(
+        self: &Rc<Self>,
+        parent: DeviceId,
+        node: NewNode,
+        flags: i32,
+    ) -> Outcome<(Arc<Inode>, Opened)> {
+        let inode = self.make(parent, Bytes::new(), node, Making::Now).await?;
+        inode.state().names = Names::NotYet;
+        let opened = self.shared.open_checked(&inode, flags);
+        Ok((inode, opened))
     }
 
     /// Closes in the background what is left to do of it.

@@ -324,7 +324,7 @@ impl<S: Store> Session<S> {
             op::RENAME | op::RENAME2 => self.rename(asked),
             op::LINK => self.link(asked),
             op::OPEN => self.open(asked),
-            op::CREATE => self.create(asked),
+            op::CREATE | op::TMPFILE => self.create(asked),
             op::READ => self.read(asked),
             op::WRITE => self.write(asked),
             op::FLUSH => self.flush(asked),
@@ -599,8 +599,13 @@ impl<S: Store> Session<S> {
             target: None,
             caller: asked.caller(),
         };
-        self.spawn(asked, |vfs, reply| async move {
-            match vfs.create(parent, name, node, flags).await {
+        let is_named = asked.header.opcode == op::CREATE;
+        self.spawn(asked, move |vfs, reply| async move {
+            let made = match is_named {
+                true => vfs.create(parent, name, node, flags).await,
+                false => vfs.create_unnamed(parent, node, flags).await,
+            };
+            match made {
                 Ok((inode, opened)) => {
                     let attr = to_attr(&vfs.shared, &inode.state().shown());
                     let entry = Answer::new().entry(&attr, vfs.shared.tuning.ttl_ms);

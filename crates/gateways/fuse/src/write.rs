@@ -326,7 +326,7 @@ impl<S: Store> Vfs<S> {
     /// Makes all that was written before held, and the record with it; or stable.
     pub async fn flush(self: &Rc<Self>, inode: &Arc<Inode>, depth: Depth) -> Outcome<()> {
         let names = inode.state().names;
-        if names != Names::Some {
+        if matches!(names, Names::Kept | Names::Gone) {
             return Ok(()); // Nobody can ever read it after this mount.
         }
         let stable = depth != Depth::Held;

@@ -138,6 +138,57 @@ fn open_files_outlive_their_names() {
 }
 
 #[test]
+fn files_without_a_name_go_or_get_one() {
+    mount!(store, mount);
+    let counts = store.counts();
+    let unnamed = |size: usize| {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(rustix::fs::OFlags::TMPFILE.bits().cast_signed())
+            .mode(0o640)
+            .open(mount.path(""))
+            .expect("it is made");
+        file.write_all(&pattern(size)).expect("it is written");
+        assert_eq!(file.metadata().expect("it is open").nlink(), 0);
+        assert!(names(&mount.path("")).is_empty());
+        file
+    };
+    for size in [0, 100, 100_000] {
+        drop(unnamed(size));
+    }
+    let mount = mount.again(&store);
+    assert_eq!(store.counts(), counts, "what never had a name is gone with its last close");
+
+    for size in [0, 100, 100_000] {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .custom_flags(rustix::fs::OFlags::TMPFILE.bits().cast_signed())
+            .open(mount.path(""))
+            .expect("it is made");
+        file.write_all(&pattern(size)).expect("it is written");
+        file.sync_all().expect("it is stable");
+        let shown = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let name = mount.path(format!("named-{size}"));
+        rustix::fs::linkat(CWD, shown.as_str(), CWD, &name, AtFlags::SYMLINK_FOLLOW)
+            .expect("it gets a name");
+        assert_eq!(file.metadata().expect("it is open").nlink(), 1);
+        file.write_all(b"more").expect("it is written on");
+        drop(file);
+        assert_eq!(fs::metadata(&name).expect("it is there").nlink(), 1);
+    }
+    let mount = mount.again(&store);
+    for size in [0, 100, 100_000] {
+        let bytes = fs::read(mount.path(format!("named-{size}"))).expect("it is read");
+        assert!(bytes == [pattern(size), b"more".to_vec()].concat(), "size {size}");
+        fs::remove_file(mount.path(format!("named-{size}"))).expect("it is removed");
+    }
+    let mount = mount.again(&store);
+    assert_eq!(store.counts(), counts);
+    drop(mount);
+}
+
+#[test]
 fn a_replaced_open_file_stays_readable() {
     mount!(store, mount);
     for directory in ["", "sub"] {

@@ -199,10 +199,15 @@ impl Draft<'_> {
     }
 
     fn create(&mut self, name: &Bytes, new: NewAttributes, if_exists: IfExists) -> Outcome {
-        check_name(name)?;
+        let is_named = !name.is_empty() || new.kind != FileKind::File;
         self.check_not_retired()?;
         check_new(&new)?;
-        let old = self.may_take(name, new.kind, if_exists)?;
+        let old = if is_named {
+            check_name(name)?;
+            self.may_take(name, new.kind, if_exists)?
+        } else {
+            None
+        };
         let id = match &new.data {
             FileData::Device(layout) => layout.group(),
             FileData::None | FileData::Inline(_) => new.id.unwrap_or(self.around.new_id),
@@ -217,11 +222,11 @@ impl Draft<'_> {
         let kind = new.kind;
         let attributes = self.fresh_attributes(id, new);
         self.put_attributes(attributes.clone());
-        let entry = self.put_entry(
-            DirectoryEntry { name: name.clone(), id, kind, home: None, cookie: 0 },
-            old.as_ref(),
-        );
-        self.touch_directory();
+        let mut entry = DirectoryEntry { name: name.clone(), id, kind, home: None, cookie: 0 };
+        if is_named {
+            entry = self.put_entry(entry, old.as_ref());
+            self.touch_directory();
+        }
         let answer = Answer::Entry { entry: entry.clone(), replaced: replaced.clone() };
         Ok((LccReply::Entry { entry, attributes: Some(Box::new(attributes)), replaced }, answer))
     }

@@ -314,6 +314,41 @@ fn step(bench: &mut Bench, model: &mut Model, random: &mut Random) {
     }
 }
 
+#[test]
+fn a_file_without_a_name_gets_one_or_goes() {
+    let mut bench = Bench::begun();
+    for (device, named) in [(9_000_001, true), (9_000_002, false)] {
+        bench.create("", in_device(device, 9));
+        bench.decide();
+        assert!(bench.state.names.is_empty());
+        let id = DeviceId(device);
+        assert_eq!(bench.reloaded().attributes[&id].nlink, 1);
+        let operation = bench.operation();
+        if named {
+            let enter = DirectoryOp::Enter {
+                operation,
+                name: Bytes::from_static(b"name"),
+                id,
+                kind: FileKind::File,
+                home: bench.state.own.as_ref().map(|_| layout(&[GROUP, GROUP + 1])).unwrap(),
+                if_exists: IfExists::Fail,
+                replaced_directory: None,
+            };
+            bench.run(enter).unwrap();
+            bench.decide();
+            bench.unlink("name").unwrap();
+        } else {
+            let changes = AttributeChanges { nlink: -1, ..AttributeChanges::default() };
+            let stable = false;
+            bench.run(DirectoryOp::SetAttributes { operation, id, changes, stable }).unwrap();
+        }
+        bench.decide();
+        let after = Model::of(&bench.reloaded());
+        assert!(after.names.is_empty() && after.files.is_empty());
+        assert!(after.to_remove.contains(&id));
+    }
+}
+
 #[test] // Proves: N-3, W-7.
 fn random_operations_are_those_of_the_model_and_survive_a_stop() {
     for seed in 1..=30 {
@@ -469,7 +504,7 @@ fn bad_operations_are_refused_and_change_nothing() {
         ..good.clone()
     };
     let bad: Vec<(&'static [u8], NewAttributes)> = vec![
-        (b"", good.clone()),
+        (b"", plain(FileKind::Fifo)),
         (b".", good.clone()),
         (b"a/b", good.clone()),
         (b"a", plain(FileKind::Directory)),
