@@ -122,11 +122,12 @@ def read_attributes(data, device):
     for kind, body in records(data, device, 1):
         if kind == 16:
             number = body.number("Q")
-            body.take(2 + 3 * 4)
+            body.take(1 + 3 * 4)
             size = body.number("Q")
             body.take(4 + 4 * 12 + 8 + 8)
             tag = body.number("B")
             where = body.long() if tag == 1 else body.layout() if tag == 2 else None
+            body.take(4 + 3 * 8 if tag == 2 else 0)
             target = body.take(body.number("H")) if body.number("B") else None
             attributes[number] = (size, where, target)
         elif kind == 17:

@@ -3,19 +3,24 @@
 //! # Theory
 //! A file of up to 4 KiB stands in its attributes and is changed there, bound to the version that was
 //! looked at. When it grows beyond, its bytes go to a device of their own. Then the device is asked
-//! for each byte, and its length is the file's size; the size in the attributes is a copy, marked
-//! `open` before the first write that extends, and brought up to date by `flush` (N-2).
+//! for each byte, and its length is the file's size; the size in the attributes is a copy. Before its
+//! first change each writer counts itself in the attributes: while there is one, the size is asked of
+//! the device. `flush` brings the copy up to date and takes the writer off. The copy has the number of
+//! the write that it is of, so that of two writers the one who tells later does not win, but the one
+//! whose write was later (N-2).
 //! # Failure
 //! Reads and writes at a place may be repeated after a lost answer; an append may not, and says so.
 //! A file that is replaced while it is read gives `Conflict`, not the end of the file.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{GroupLayout, INLINE_MAX_DEFAULT, PolicyQuestion};
-use braid_wire::lcc::{AttributeChanges, DirectoryOp, FileData, FileOp, LccReply, SetTime};
+use braid_terms::{DeviceId, GroupLayout, INLINE_MAX_DEFAULT, PolicyQuestion};
+use braid_wire::lcc::{
+    AttributeChanges, DeviceLength, DeviceNews, DirectoryOp, FileData, FileOp, LccReply, SetTime,
+};
 use bytes::Bytes;
 use futures_util::future::{LocalBoxFuture, try_join_all};
 use tokio::task::JoinSet;
@@ -30,10 +35,49 @@ pub struct File {
     inner: Rc<Inner>,
     /// As it was last looked at.
     node: RefCell<Node>,
-    /// Its attributes say `open`, by us or others, as far as we know.
-    is_marked: Cell<bool>,
-    /// Bytes were written to the device since the last flush.
-    is_dirty: Cell<bool>,
+    busy: RefCell<Busy>,
+}
+
+/// What was done to the data device since the last flush.
+#[derive(Default)]
+struct Busy {
+    device: DeviceId,
+    /// How often its attributes count us as a writer.
+    marks: i32,
+    /// Changes under way.
+    changes: u32,
+    /// A change ended with an error or was given up: it may come late, so we stay counted.
+    is_unsure: bool,
+    /// Its newest length that we heard of.
+    length: Option<DeviceLength>,
+}
+
+/// A change of a data device is under way.
+struct Change<'a> {
+    busy: &'a RefCell<Busy>,
+    device: DeviceId,
+    is_done: bool,
+}
+
+impl Change<'_> {
+    /// It was answered.
+    fn end(mut self, length: DeviceLength) {
+        self.is_done = true;
+        let mut busy = self.busy.borrow_mut();
+        if busy.device == self.device {
+            busy.length = busy.length.max(Some(length));
+        }
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.busy.borrow_mut();
+        if busy.device == self.device {
+            busy.changes -= 1;
+            busy.is_unsure |= !self.is_done;
+        }
+    }
 }
 
 /// Reads a file from some place to its end, with requests ahead.
@@ -49,8 +93,7 @@ pub struct FileReader {
 
 impl File {
     pub(crate) fn new(inner: Rc<Inner>, node: Node) -> Self {
-        let is_marked = Cell::new(node.attributes.open);
-        Self { inner, node: RefCell::new(node), is_marked, is_dirty: Cell::new(false) }
+        Self { inner, node: RefCell::new(node), busy: RefCell::default() }
     }
 
     /// The file as it was last looked at.
@@ -119,7 +162,10 @@ impl File {
         }
         for _ in 0..ATTEMPTS_MAX {
             if let Some(layout) = self.device() {
-                return self.write_device(&layout, at, bytes).await;
+                match self.write_device(&layout, at, bytes.clone()).await? {
+                    Some(at) => return Ok(at),
+                    None => continue,
+                }
             }
             let node = self.look().await?;
             let old = match &node.attributes.data {
@@ -156,16 +202,10 @@ impl File {
         }
         for _ in 0..ATTEMPTS_MAX {
             if let Some(layout) = self.device() {
-                let home = self.home_device();
-                let op = FileOp::Truncate { length: size, home };
-                self.inner.ask_file(&layout, op, Payload::empty()).await?;
-                let changes = AttributeChanges {
-                    size: Some(size),
-                    size_exact: true,
-                    mtime: Some(SetTime::Now),
-                    ..AttributeChanges::default()
-                };
-                return self.set(changes).await;
+                let Some(change) = self.begin_change(&layout).await? else { continue };
+                let op = FileOp::Truncate { length: size, home: self.home_device() };
+                self.change_device(&layout, op, change).await?;
+                return self.flush().await;
             }
             let node = self.look().await?;
             let old = match &node.attributes.data {
@@ -199,9 +239,10 @@ impl File {
         }
         match self.device() {
             Some(layout) => {
-                self.is_dirty.set(true);
-                let op = FileOp::Punch { at, length };
-                self.inner.ask_file(&layout, op, Payload::empty()).await.map(|_| ())
+                let Some(change) = self.begin_change(&layout).await? else {
+                    return Err(self.changes_too_fast());
+                };
+                self.change_device(&layout, FileOp::Punch { at, length }, change).await
             }
             None => {
                 let zeros = usize::try_from(length.min(INLINE_MAX_DEFAULT as u64)).unwrap_or(0);
@@ -217,7 +258,7 @@ impl File {
             Some(layout) => {
                 let op = FileOp::Seek { at, hole };
                 match self.inner.ask_file(&layout, op, Payload::empty()).await? {
-                    (LccReply::Length(place), _) => Ok(place.min(size)),
+                    (LccReply::Place(place), _) => Ok(place.min(size)),
                     (reply, _) => Err(unexpected(&reply)),
                 }
             }
@@ -228,24 +269,62 @@ impl File {
 
     /// Brings size and time in the attributes up to date after writes. Source: N-2.
     pub async fn flush(&self) -> Result<(), Error> {
-        if !self.is_dirty.replace(false) {
-            return Ok(());
-        }
-        let flushed = self.try_flush().await;
-        flushed.inspect_err(|_| self.is_dirty.set(true))
-    }
-
-    async fn try_flush(&self) -> Result<(), Error> {
-        let Some(layout) = self.device() else { return Ok(()) };
-        let size = self.inner.device_length(&layout).await?;
-        self.is_marked.set(false);
+        let news = {
+            let mut busy = self.busy.borrow_mut();
+            let Some(length) = busy.length.take() else { return Ok(()) };
+            // What begins from here on counts us anew.
+            let may_leave = busy.changes == 0 && !busy.is_unsure;
+            let writers = if may_leave { -std::mem::take(&mut busy.marks) } else { 0 };
+            DeviceNews { device: busy.device, length: Some(length), writers }
+        };
         let changes = AttributeChanges {
-            size: Some(size),
-            open: Some(false),
+            device: Some(news),
             mtime: Some(SetTime::Now),
             ..AttributeChanges::default()
         };
-        self.set(changes).await
+        let told = self.set(changes).await;
+        told.inspect_err(|_| {
+            let mut busy = self.busy.borrow_mut();
+            if busy.device == news.device {
+                busy.marks -= news.writers;
+                busy.length = busy.length.max(news.length);
+            }
+        })
+    }
+
+    /// Counts us as a writer, if that is not so yet. None if the file has another device by now.
+    async fn begin_change(&self, layout: &GroupLayout) -> Result<Option<Change<'_>>, Error> {
+        let device = layout.group();
+        if self.busy.borrow().device != device {
+            *self.busy.borrow_mut() = Busy { device, ..Busy::default() };
+        }
+        self.busy.borrow_mut().changes += 1;
+        let mut change = Change { busy: &self.busy, device, is_done: false };
+        if self.busy.borrow().marks == 0 {
+            let news = DeviceNews { device, length: None, writers: 1 };
+            self.set(AttributeChanges { device: Some(news), ..AttributeChanges::default() })
+                .await?;
+            if self.device().map(|layout| layout.group()) != Some(device) {
+                change.is_done = true;
+                return Ok(None);
+            }
+            let mut busy = self.busy.borrow_mut();
+            busy.marks += i32::from(busy.device == device);
+        }
+        Ok(Some(change))
+    }
+
+    async fn change_device(
+        &self,
+        layout: &GroupLayout,
+        op: FileOp,
+        change: Change<'_>,
+    ) -> Result<(), Error> {
+        match self.inner.ask_file(layout, op, Payload::empty()).await? {
+            (LccReply::Length(length), _) => change.end(length),
+            (reply, _) => return Err(unexpected(&reply)),
+        }
+        Ok(())
     }
 
     /// Waits until all its bytes and attributes are on the disks. Source: W-9.
@@ -273,10 +352,7 @@ impl File {
     }
 
     fn device(&self) -> Option<GroupLayout> {
-        match &self.node.borrow().attributes.data {
-            FileData::Device(layout) => Some(layout.clone()),
-            FileData::None | FileData::Inline(_) => None,
-        }
+        self.node.borrow().attributes.device().cloned()
     }
 
     fn home_device(&self) -> braid_terms::DeviceId {
@@ -302,7 +378,6 @@ impl File {
     }
 
     fn take_node(&self, node: Node) {
-        self.is_marked.set(node.attributes.open);
         *self.node.borrow_mut() = node;
     }
 
@@ -357,32 +432,27 @@ impl File {
         moved
     }
 
+    /// Where the bytes went; None if the file has another device by now.
     async fn write_device(
         &self,
         layout: &GroupLayout,
         at: Option<u64>,
         bytes: Bytes,
-    ) -> Result<u64, Error> {
-        let (home, size) = {
-            let node = self.node.borrow();
-            (node.home.clone(), node.attributes.size)
-        };
-        let extends = at.is_none_or(|at| size < at + bytes.len() as u64);
-        if extends && !self.is_marked.get() {
-            let open = Some(true);
-            self.set(AttributeChanges { open, ..AttributeChanges::default() }).await?;
-        }
-        self.is_dirty.set(true);
-        match at {
-            Some(at) => self.inner.write_device(&home, layout, at, bytes, false).await.map(|()| at),
+    ) -> Result<Option<u64>, Error> {
+        let Some(change) = self.begin_change(layout).await? else { return Ok(None) };
+        let home = self.node.borrow().home.clone();
+        let (at, length) = match at {
+            Some(at) => (at, self.inner.write_device(&home, layout, at, bytes, false).await?),
             None => {
                 let op = write_op(&home, WriteAt { at: 0, fresh: false, append: true });
                 match self.inner.ask_file(layout, op, bytes.into()).await? {
-                    (LccReply::Written { at, .. }, _) => Ok(at),
-                    (reply, _) => Err(unexpected(&reply)),
+                    (LccReply::Written { at, length }, _) => (at, length),
+                    (reply, _) => return Err(unexpected(&reply)),
                 }
             }
-        }
+        };
+        change.end(length);
+        Ok(Some(at))
     }
 }
 
@@ -445,38 +515,32 @@ impl File {
     /// were never synced, or a client have stopped half way through a cut.
     async fn correct_size(&self, end: u64) -> Result<bool, Error> {
         let node = self.look().await?;
-        let (FileData::Device(layout), false) = (&node.attributes.data, node.attributes.open)
-        else {
+        let (FileData::Device(layout), 0) = (&node.attributes.data, node.attributes.writers) else {
             return Ok(false);
         };
         let length = self.inner.device_length(layout).await?;
-        if end < length || node.attributes.size <= length {
+        if end < length.bytes || node.attributes.size <= length.bytes {
             return Ok(false);
         }
-        let changes = AttributeChanges {
-            size: Some(length),
-            size_exact: true,
-            only_version: Some(node.attributes.version),
-            ..AttributeChanges::default()
-        };
-        match self.set(changes).await {
-            Ok(()) => Ok(true),
-            Err(Error::Conflict { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        let device = layout.group();
+        let news = DeviceNews { device, length: Some(length), writers: 0 };
+        self.set(AttributeChanges { device: Some(news), ..AttributeChanges::default() }).await?;
+        Ok(self.node.borrow().attributes.size == length.bytes)
     }
 }
 
 impl Inner {
     /// The size in the attributes may be behind the device's. Source: N-2.
     pub(crate) async fn with_true_size(&self, mut node: Node) -> Result<Node, Error> {
-        if let (true, FileData::Device(layout)) = (node.attributes.open, &node.attributes.data) {
-            node.attributes.size = self.device_length(layout).await?;
+        if let FileData::Device(layout) = &node.attributes.data
+            && node.attributes.writers > 0
+        {
+            node.attributes.size = self.device_length(layout).await?.bytes;
         }
         Ok(node)
     }
 
-    async fn device_length(&self, layout: &GroupLayout) -> Result<u64, Error> {
+    async fn device_length(&self, layout: &GroupLayout) -> Result<DeviceLength, Error> {
         match self.ask_file(layout, FileOp::Length, Payload::empty()).await? {
             (LccReply::Length(length), _) => Ok(length),
             (reply, _) => Err(unexpected(&reply)),
@@ -514,7 +578,7 @@ impl Inner {
         at: u64,
         bytes: Bytes,
         fresh: bool,
-    ) -> Result<(), Error> {
+    ) -> Result<DeviceLength, Error> {
         let step = request_bytes(layout, self.options.request_bytes);
         let mut pieces = Vec::new();
         let mut from = 0;
@@ -526,7 +590,12 @@ impl Inner {
             pieces.push(self.ask_file(layout, op, bytes.slice(from..to).into()));
             from = to;
         }
-        try_join_all(pieces).await.map(|_| ())
+        let mut newest = DeviceLength::default();
+        for (reply, _) in try_join_all(pieces).await? {
+            let LccReply::Written { length, .. } = reply else { return Err(unexpected(&reply)) };
+            newest = newest.max(length);
+        }
+        Ok(newest)
     }
 }
 

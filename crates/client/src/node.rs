@@ -11,7 +11,7 @@
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{DeviceId, GroupLayout, PolicyQuestion};
+use braid_terms::{DeviceId, GroupLayout, PolicyQuestion, WriteNumber};
 use braid_wire::lcc::{
     AttributeChanges, Attributes, DirectoryEntry, DirectoryOp, FileData, FileKind, FileTime,
     IfExists, LccReply, LccRequest, NewAttributes,
@@ -699,7 +699,8 @@ fn last_known(entry: &DirectoryEntry, given: NewAttributes) -> Attributes {
         btime: time,
         rdev: given.rdev,
         version: 0,
-        open: false,
+        writers: 0,
+        size_number: WriteNumber::NONE,
         data: given.data,
         target: given.target,
         xattrs: given.xattrs,

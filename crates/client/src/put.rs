@@ -17,7 +17,8 @@ use std::rc::Rc;
 use braid_env::Payload;
 use braid_terms::{GroupLayout, INLINE_MAX_DEFAULT, PolicyQuestion};
 use braid_wire::lcc::{
-    DirectoryOp, FileData, FileKind, FileOp, IfExists, LccReply, LccRequest, NewAttributes,
+    DeviceLength, DirectoryOp, FileData, FileKind, FileOp, IfExists, LccReply, LccRequest,
+    NewAttributes,
 };
 use bytes::Bytes;
 use tokio::task::JoinSet;
@@ -240,7 +241,7 @@ impl Inner {
         self.reach.ask(&request, payload).await
     }
 
-    pub(crate) async fn sync_device(&self, layout: &GroupLayout) -> Result<u64, Error> {
+    pub(crate) async fn sync_device(&self, layout: &GroupLayout) -> Result<DeviceLength, Error> {
         match self.ask_file(layout, FileOp::Sync, Payload::empty()).await? {
             (LccReply::Length(length), _) => Ok(length),
             (reply, _) => Err(unexpected(&reply)),

@@ -243,7 +243,7 @@ fn files_of_all_sizes_grow_shrink_and_go() {
         assert_eq!(file.append(Bytes::from_static(b"end")).await.unwrap(), 400_007);
         model.extend_from_slice(b"end");
         file.flush().await.unwrap();
-        assert!(!c.lookup("/f0").await.unwrap().attributes.open);
+        assert_eq!(c.lookup("/f0").await.unwrap().attributes.writers, 0);
         for size in [400_000, 10, 123_456, 0, 5000] {
             file.truncate(size).await.unwrap();
             model.resize(size as usize, 0);
@@ -269,6 +269,41 @@ fn files_of_all_sizes_grow_shrink_and_go() {
         // Who has it open may finish; then it is gone, and says so.
         sleep(Duration::from_secs(15)).await;
         assert!(matches!(file.read(0, 10).await, Err(Error::NotFound { .. })));
+    });
+}
+
+#[test] // Proves: N-2: two writers of one file; the size is the device's whenever it is asked for.
+fn sizes_are_right_with_two_writers() {
+    run(11, async |simulation| {
+        let (world, c) = World::start(&simulation).await;
+        let other = world.client().await;
+        c.put_bytes("/f", pattern(20_000, 1), PutOptions::default()).await.unwrap();
+        let ours = c.open("/f").await.unwrap();
+        let theirs = other.open("/f").await.unwrap();
+        ours.write(30_000, pattern(10, 2)).await.unwrap();
+        theirs.write(40_000, pattern(10, 3)).await.unwrap();
+        ours.flush().await.unwrap();
+        theirs.write(50_000, pattern(10, 4)).await.unwrap();
+        assert_eq!(c.stat("/f").await.unwrap().attributes.size, 50_010, "they are still at it");
+        ours.truncate(100).await.unwrap();
+        assert_eq!(other.stat("/f").await.unwrap().attributes.size, 100);
+        theirs.flush().await.unwrap();
+        let node = c.lookup("/f").await.unwrap();
+        assert_eq!((node.attributes.size, node.attributes.writers), (100, 0));
+        // At once, over and over: in the end the record says what the device has.
+        for round in 0..20 {
+            let (cut, write) = futures_util::future::join(
+                ours.truncate(1000 + round),
+                theirs.write(60_000, pattern(10, 5)),
+            )
+            .await;
+            cut.and(write).unwrap();
+            theirs.flush().await.unwrap();
+            let node = c.lookup("/f").await.unwrap();
+            let length = c.get_bytes("/f").await.unwrap().len() as u64;
+            assert_eq!((node.attributes.size, node.attributes.writers), (length, 0));
+            assert!([1000 + round, 60_010].contains(&length), "{length}");
+        }
     });
 }
 

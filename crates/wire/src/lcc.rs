@@ -191,14 +191,36 @@ pub struct Attributes {
     pub rdev: u64,
     /// Grows with every change of bytes or attributes.
     pub version: u64,
-    /// The size here may be behind the data device's: ask it. Source: N-2.
-    pub open: bool,
+    /// Writers that may make the data device longer; while there is one, the size is asked of the
+    /// device. Source: N-2.
+    pub writers: u32,
+    /// The write of the data device after which it was as long as the size says.
+    pub size_number: WriteNumber,
     /// Bytes, or where they are.
     pub data: FileData,
     /// A symlink's target.
     pub target: Option<bytes::Bytes>,
     /// Extended attributes by name, sorted.
     pub xattrs: Vec<(bytes::Bytes, bytes::Bytes)>,
+}
+
+impl Attributes {
+    /// The data device, if the bytes have one.
+    #[must_use]
+    pub fn device(&self) -> Option<&GroupLayout> {
+        self.data.device()
+    }
+}
+
+impl FileData {
+    /// The data device, if the bytes have one.
+    #[must_use]
+    pub fn device(&self) -> Option<&GroupLayout> {
+        match self {
+            Self::Device(layout) => Some(layout),
+            Self::None | Self::Inline(_) => None,
+        }
+    }
 }
 
 /// Where an entry's attributes are kept when not in the directory's own group: the *home*.
@@ -478,12 +500,8 @@ pub struct AttributeChanges {
     pub mtime: Option<SetTime>,
     /// Bytes of the file, with where they are.
     pub data: Option<(FileData, u64)>,
-    /// Only the size, when it is above (or, when `size_exact`, whatever) what is recorded.
-    pub size: Option<u64>,
-    /// See above.
-    pub size_exact: bool,
-    /// The `open` mark.
-    pub open: Option<bool>,
+    /// What a writer of the data device tells.
+    pub device: Option<DeviceNews>,
     /// Adds to the number of names; with none left the file is removed as by `Unlink`.
     pub nlink: i32,
     /// Extended attributes to set.
@@ -492,6 +510,28 @@ pub struct AttributeChanges {
     pub remove_xattrs: Vec<bytes::Bytes>,
     /// Only if the version is this one, else `Conflict`.
     pub only_version: Option<u64>,
+}
+
+/// Length of a file's data device after one of its writes: of two, the one with the higher number is
+/// newer. Source: N-2.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
+pub struct DeviceLength {
+    /// The last decided write.
+    pub number: WriteNumber,
+    /// Length after it.
+    pub bytes: u64,
+}
+
+/// What a writer of a file's data device tells the file's record. Means nothing to a record that
+/// names another device by now. Source: N-2.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceNews {
+    /// The device.
+    pub device: DeviceId,
+    /// Its length; taken if it is newer than what is recorded.
+    pub length: Option<DeviceLength>,
+    /// Adds to the number of writers.
+    pub writers: i32,
 }
 
 /// A time to set.
@@ -544,7 +584,7 @@ pub enum FileOp {
         /// Bytes.
         length: u64,
     },
-    /// Next place with data (or without) at or behind `at`; the device's end for none. Answer: `Length`.
+    /// Next place with data (or without) at or behind `at`; the device's end for none. Answer: `Place`.
     Seek {
         /// From here.
         at: u64,
@@ -594,16 +634,18 @@ pub enum LccReply {
     Written {
         /// Where the bytes went.
         at: u64,
-        /// Length of the device after it, in bytes.
-        length: u64,
+        /// Length of the device with it, or with later ones.
+        length: DeviceLength,
     },
     /// To `Read`; the bytes are the payload.
     Read {
         /// Length of the device, in bytes.
         length: u64,
     },
-    /// Length of the device, or a place in it, in bytes.
-    Length(u64),
+    /// Length of the device.
+    Length(DeviceLength),
+    /// A place in the device, in bytes.
+    Place(u64),
     /// To `DescribeGroup`.
     Group(Box<GroupDescription>),
     /// To `Verify`.

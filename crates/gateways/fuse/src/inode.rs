@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use braid_terms::{DeviceId, GroupLayout};
-use braid_wire::lcc::{Attributes, FileData, FileKind, FileTime};
+use braid_wire::lcc::{Attributes, DeviceLength, DeviceNews, FileData, FileKind, FileTime};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
@@ -105,6 +105,10 @@ pub struct State {
     pub record_unstable: bool,
     /// So were the bytes of its device.
     pub bytes_unstable: bool,
+    /// The record counts this mount as a writer of the device. Source: N-2.
+    pub is_marked: bool,
+    /// The newest length of the device that was heard of.
+    pub heard_length: DeviceLength,
     /// No other mount appends now.
     pub has_turn: bool,
     /// The device was never written to by anyone.
@@ -179,6 +183,8 @@ impl Inode {
                 names: Names::Some,
                 record_unstable: false,
                 bytes_unstable: false,
+                is_marked: false,
+                heard_length: DeviceLength::default(),
                 has_turn: false,
                 fresh: false,
                 pages_valid: false,
@@ -223,6 +229,10 @@ impl State {
         if lacks_bytes(&record) && record.version == old.version {
             record.data = old.data.clone();
         }
+        if old.device() != record.device() {
+            self.is_marked = false;
+            self.heard_length = DeviceLength::default();
+        }
         let same_bytes = (record.mtime, record.size) == (old.mtime, old.size);
         let foreign = if own_change {
             record.version != old.version + 1
@@ -242,9 +252,9 @@ impl State {
         foreign
     }
 
-    /// The record tells this size and time now; later ones wait on.
-    pub fn record_waits_no_more(&mut self, size: u64, mtime: Option<FileTime>) {
-        if self.size == size {
+    /// The record tells what was written up to this number now, and this time; later ones wait on.
+    pub fn record_waits_no_more(&mut self, until: Option<u64>, mtime: Option<FileTime>) {
+        if Some(self.sequence) == until {
             self.size_waits = false;
         }
         if self.mtime_waits == mtime {
@@ -274,7 +284,8 @@ impl State {
             btime: old.btime,
             rdev: old.rdev,
             version: old.version,
-            open: old.open,
+            writers: old.writers,
+            size_number: old.size_number,
             // What `stat` does not tell is not copied.
             data: FileData::None,
             target: None,
@@ -297,10 +308,24 @@ impl State {
 
     /// The file's device, if it has one.
     pub fn device(&self) -> Option<&GroupLayout> {
-        match &self.record.data {
-            FileData::Device(layout) => Some(layout),
-            FileData::None | FileData::Inline(_) => None,
-        }
+        self.record.device()
+    }
+
+    /// What the record is to hear of the device once nothing is under way: its length, and, when
+    /// nothing waits either, that this mount writes no more. Source: N-2.
+    pub fn device_news(&self) -> Option<DeviceNews> {
+        let quiet = self.dirty.is_empty() && self.flights.is_empty();
+        let news = DeviceNews {
+            device: self.device()?.group(),
+            length: (self.heard_length != DeviceLength::default()).then_some(self.heard_length),
+            writers: -i32::from(quiet && self.is_marked),
+        };
+        (news.length.is_some() || news.writers != 0).then_some(news)
+    }
+
+    /// Something was done to the device, and it was so long then.
+    pub fn hear_length(&mut self, length: DeviceLength) {
+        self.heard_length = self.heard_length.max(length);
     }
 
     /// Remembers that writing back failed, for every handle to report once.

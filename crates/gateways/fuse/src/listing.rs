@@ -154,7 +154,7 @@ impl<S: Store> Vfs<S> {
     ) -> Outcome<(GroupLayout, Attributes)> {
         let home = entry.home.as_ref().unwrap_or(&handle.inode.home);
         let record = match record {
-            Some(record) if !record.open => record,
+            Some(record) if record.writers == 0 => record,
             _ => self.fetch_record(home, entry.id).await?,
         };
         Ok((home.clone(), record))

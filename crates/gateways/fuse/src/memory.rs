@@ -8,10 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use braid_env::Payload;
-use braid_terms::{DataType, DeviceId, DiskId, GroupLayout, LayoutGeneration, RaidScheme};
+use braid_terms::{
+    DataType, DeviceId, DiskId, GroupLayout, LayoutGeneration, RaidScheme, WriteNumber,
+};
 use braid_wire::lcc::{
-    AttributeChanges, Attributes, DirectoryEntry, DirectoryOp, FileData, FileKind, FileLock,
-    FileOp, FileTime, IfExists, LccRefusal, LccReply, NewAttributes, OperationId, SetTime,
+    AttributeChanges, Attributes, DeviceLength, DirectoryEntry, DirectoryOp, FileData, FileKind,
+    FileLock, FileOp, FileTime, IfExists, LccRefusal, LccReply, NewAttributes, OperationId,
+    SetTime,
 };
 use braid_wire::locks::LockTable;
 use bytes::Bytes;
@@ -56,6 +59,8 @@ struct Directory {
 struct Device {
     pieces: BTreeMap<u64, Vec<u8>>,
     length: u64,
+    /// Counts the changes.
+    number: WriteNumber,
 }
 
 const PIECE: u64 = 64 << 10;
@@ -222,7 +227,8 @@ fn record(id: DeviceId, new: NewAttributes) -> Attributes {
         btime: made,
         rdev: new.rdev,
         version: 1,
-        open: false,
+        writers: 0,
+        size_number: WriteNumber::NONE,
         data: new.data,
         target: new.target,
         xattrs: new.xattrs,
@@ -518,20 +524,27 @@ impl Directory {
                 FileData::Inline(bytes) => assert_eq!(size, bytes.len() as u64, "size of inline"),
                 FileData::Device(_) => {}
             }
+            if data.device() != record.device() {
+                (record.writers, record.size_number) = (0, WriteNumber::NONE);
+            }
             record.data = data;
             record.size = size;
             record.mtime = now;
         }
-        if let Some(size) = changes.size
-            && (changes.size_exact || size > record.size)
+        if let Some(news) = changes.device
+            && record.device().is_some_and(|layout| layout.group() == news.device)
         {
-            record.size = size;
-            record.mtime = now;
+            record.writers = record.writers.saturating_add_signed(news.writers);
+            if let Some(length) = news.length
+                && record.size_number <= length.number
+            {
+                (record.size, record.size_number) = (length.bytes, length.number);
+                record.mtime = now;
+            }
         }
         record.mode = changes.mode.unwrap_or(record.mode);
         record.uid = changes.uid.unwrap_or(record.uid);
         record.gid = changes.gid.unwrap_or(record.gid);
-        record.open = changes.open.unwrap_or(record.open);
         record.atime = time(changes.atime, record.atime);
         record.mtime = time(changes.mtime, record.mtime);
         record.ctime = now;
@@ -586,27 +599,34 @@ impl Device {
                     place += piece.len() as u64;
                 }
                 self.length = self.length.max(place);
-                LccReply::Written { at, length: self.length }
+                self.number.sequence += 1;
+                LccReply::Written { at, length: self.length_now() }
             }
             FileOp::Read { at, length, .. } => {
                 let end = (at + u64::from(length)).min(self.length);
                 let bytes = self.get(at, end.max(at));
                 return (LccReply::Read { length: self.length }, bytes);
             }
-            FileOp::Length | FileOp::Sync => LccReply::Length(self.length),
+            FileOp::Length | FileOp::Sync => LccReply::Length(self.length_now()),
             FileOp::Truncate { length, .. } => {
                 self.zero(length, self.length.max(length));
                 self.length = length;
-                LccReply::Length(length)
+                self.number.sequence += 1;
+                LccReply::Length(self.length_now())
             }
             FileOp::Punch { at, length } => {
                 self.zero(at, (at + length).min(self.length));
-                LccReply::Length(self.length)
+                self.number.sequence += 1;
+                LccReply::Length(self.length_now())
             }
-            FileOp::Seek { at, hole } => LccReply::Length(self.seek(at, hole)),
+            FileOp::Seek { at, hole } => LccReply::Place(self.seek(at, hole)),
             FileOp::Remove => LccReply::Done,
         };
         (reply, Bytes::new())
+    }
+
+    fn length_now(&self) -> DeviceLength {
+        DeviceLength { number: self.number, bytes: self.length }
     }
 
     fn put(&mut self, mut at: u64, mut bytes: &[u8]) {

@@ -124,7 +124,7 @@ impl<S: Store> Vfs<S> {
     ) -> Outcome<Arc<Inode>> {
         let home = entry.home.as_ref().unwrap_or(&parent.home);
         let record = match record {
-            Some(record) if !record.open => record,
+            Some(record) if record.writers == 0 => record,
             _ => self.fetch_record(home, entry.id).await?,
         };
         let inode = self.hear(home, record);

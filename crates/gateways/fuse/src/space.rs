@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use braid_env::Payload;
 use braid_terms::GroupLayout;
-use braid_wire::lcc::{AttributeChanges, FileData, FileOp, LccReply, SetTime};
+use braid_wire::lcc::{AttributeChanges, DeviceNews, FileData, FileOp, LccReply, SetTime};
 use bytes::Bytes;
 
 use crate::errno::{Errno, Outcome};
@@ -58,43 +58,34 @@ impl<S: Store> Vfs<S> {
         };
         let changes = match data {
             FileData::Device(layout) => {
+                self.mark(inode, &layout).await?;
                 self.truncate_device(inode, &layout, size).await?;
-                AttributeChanges { size: Some(size), size_exact: true, ..Self::changed_now() }
+                AttributeChanges { device: inode.state().device_news(), ..Self::changed_now() }
             }
             _ if size > self.shared.tuning.inline_max => {
                 // What waits keeps waiting; the device is made longer than the bytes.
                 self.promote(inode).await?;
                 let layout = inode.state().device().cloned().ok_or(Errno::IO)?;
                 self.truncate_device(inode, &layout, size).await?;
-                AttributeChanges { size: Some(size), size_exact: true, ..Self::changed_now() }
+                AttributeChanges { device: inode.state().device_news(), ..Self::changed_now() }
             }
             FileData::Inline(bytes) if size > 0 => {
                 let mut resized = bytes.to_vec();
                 resized.resize(size as usize, 0);
                 let data = FileData::Inline(Bytes::from(resized));
-                AttributeChanges {
-                    data: Some((data, size)),
-                    size_exact: true,
-                    ..Self::changed_now()
-                }
+                AttributeChanges { data: Some((data, size)), ..Self::changed_now() }
             }
             _ if size > 0 => {
                 let zeros = FileData::Inline(Bytes::from(vec![0; size as usize]));
-                AttributeChanges {
-                    data: Some((zeros, size)),
-                    size_exact: true,
-                    ..Self::changed_now()
-                }
+                AttributeChanges { data: Some((zeros, size)), ..Self::changed_now() }
             }
-            _ => AttributeChanges {
-                data: Some((FileData::None, 0)),
-                size_exact: true,
-                ..Self::changed_now()
-            },
+            _ => AttributeChanges { data: Some((FileData::None, 0)), ..Self::changed_now() },
         };
+        let leaves = changes.device.is_some_and(|news| news.writers < 0);
         let record = self.set_record(&inode.home, inode.id, changes, false).await?;
         let foreign = {
             let mut state = inode.state();
+            state.is_marked &= !leaves;
             state.size = size;
             state.size_waits = false;
             if state.dirty.is_empty() {
@@ -116,6 +107,19 @@ impl<S: Store> Vfs<S> {
         }
     }
 
+    /// Counts this mount as a writer in the record: who looks asks the device meanwhile.
+    async fn mark(&self, inode: &Arc<Inode>, layout: &GroupLayout) -> Outcome<()> {
+        if inode.state().is_marked {
+            return Ok(());
+        }
+        let news = DeviceNews { device: layout.group(), length: None, writers: 1 };
+        let changes = AttributeChanges { device: Some(news), ..AttributeChanges::default() };
+        self.change_record(inode, changes, false).await?;
+        let mut state = inode.state();
+        state.is_marked = state.device().is_some_and(|layout| layout.group() == news.device);
+        Ok(())
+    }
+
     async fn truncate_device(
         &self,
         inode: &Inode,
@@ -126,7 +130,11 @@ impl<S: Store> Vfs<S> {
         inode.state().bytes_unstable = true;
         let op = FileOp::Truncate { length, home };
         match self.file(layout, op, Payload::empty()).await {
-            Ok(_) => Ok(()),
+            Ok((LccReply::Length(length), _)) => {
+                inode.state().hear_length(length);
+                Ok(())
+            }
+            Ok(_) => Err(Errno::IO),
             // Nobody wrote to it yet.
             Err(Errno::NOENT) if length == 0 => Ok(()),
             Err(Errno::NOENT) => {
@@ -138,8 +146,10 @@ impl<S: Store> Vfs<S> {
                     append: false,
                 };
                 let last = Payload::from(Bytes::from_static(&[0]));
-                self.file(layout, op, last).await?;
-                inode.state().fresh = false;
+                let length = self.write_device(layout, op, last).await?;
+                let mut state = inode.state();
+                state.fresh = false;
+                state.hear_length(length);
                 Ok(())
             }
             Err(error) => Err(error),
@@ -185,11 +195,7 @@ impl<S: Store> Vfs<S> {
                 bytes[(from as usize).min(end)..end].fill(0);
                 let size = bytes.len() as u64;
                 let data = FileData::Inline(bytes.into());
-                AttributeChanges {
-                    data: Some((data, size)),
-                    size_exact: true,
-                    ..Self::changed_now()
-                }
+                AttributeChanges { data: Some((data, size)), ..Self::changed_now() }
             }
             FileData::Device(layout) => {
                 inode.state().bytes_unstable = true;
@@ -223,7 +229,7 @@ impl<S: Store> Vfs<S> {
             return Ok(if sought == Sought::Data { at } else { size });
         };
         let length = match self.file(&layout, FileOp::Length, Payload::empty()).await {
-            Ok((LccReply::Length(length), _)) => length,
+            Ok((LccReply::Length(length), _)) => length.bytes,
             Ok(_) => return Err(Errno::IO),
             Err(Errno::NOENT) => 0,
             Err(error) => return Err(error),
@@ -234,8 +240,8 @@ impl<S: Store> Vfs<S> {
         } else {
             let op = FileOp::Seek { at, hole: sought == Sought::Hole };
             match self.file(&layout, op, Payload::empty()).await? {
-                (LccReply::Length(place), _) if place >= length && sought == Sought::Data => size,
-                (LccReply::Length(place), _) => place.min(size),
+                (LccReply::Place(place), _) if place >= length && sought == Sought::Data => size,
+                (LccReply::Place(place), _) => place.min(size),
                 _ => return Err(Errno::IO),
             }
         };

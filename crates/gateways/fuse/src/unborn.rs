@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use braid_terms::DeviceId;
+use braid_terms::{DeviceId, WriteNumber};
 use braid_wire::lcc::{
     Attributes, DirectoryOp, FileData, FileKind, IfExists, LccReply, NewAttributes, SetTime,
 };
@@ -215,18 +215,14 @@ impl<S: Store> Vfs<S> {
         stable: bool,
     ) -> Outcome<Option<Arc<Inode>>> {
         for _ in 0..RACES_MAX {
-            let Some((op, parent, sent, mtime)) = self.birth(inode, stable) else {
+            let Some(Birth { op, parent, told }) = self.birth(inode, stable) else {
                 return Ok(None);
-            };
-            let size = match &op {
-                DirectoryOp::Create { attributes, .. } => attributes.size,
-                _ => 0,
             };
             let reply = self.directory(&parent.home, op).await;
             parent.state().fetched_ms = 0;
             match reply {
                 Ok(LccReply::Entry { attributes: Some(record), .. }) => {
-                    self.born(inode, *record, (sent, size), mtime, stable);
+                    self.born(inode, *record, told, stable);
                     return Ok(None);
                 }
                 Err(Errno::EXIST) => {
@@ -245,23 +241,20 @@ impl<S: Store> Vfs<S> {
     }
 
     /// The request that makes the file, and what goes with it.
-    fn birth(
-        &self,
-        inode: &Inode,
-        stable: bool,
-    ) -> Option<(DirectoryOp, Arc<Inode>, u64, Option<braid_wire::lcc::FileTime>)> {
+    fn birth(&self, inode: &Inode, stable: bool) -> Option<Birth> {
         let mut state = inode.state();
         let unborn = state.unborn.as_ref()?;
         let (parent, name) = (unborn.parent.clone(), unborn.name.clone());
         let mut new = unborn.new.clone();
         let mtime = state.mtime_waits;
-        let mut sent = 0;
+        let mut told = Told { sent: 0, until: (state.size == 0).then_some(state.sequence), mtime };
         if state.size > 0 && state.size <= self.shared.tuning.inline_max {
             let size = state.size;
             new.data = FileData::Inline(state.compose(0, size, None));
             new.size = size;
             let flights = state.dirty.take_all();
-            sent = flights.iter().map(|flight| flight.len).sum();
+            told.sent = flights.iter().map(|flight| flight.len).sum();
+            told.until = Some(state.sequence);
             state.flights.extend(flights);
         }
         // As they were told already.
@@ -275,26 +268,19 @@ impl<S: Store> Vfs<S> {
             if_exists: IfExists::Fail,
             stable,
         };
-        Some((op, parent, sent, mtime))
+        Some(Birth { op, parent, told })
     }
 
-    fn born(
-        &self,
-        inode: &Arc<Inode>,
-        record: Attributes,
-        (sent, size): (u64, u64),
-        mtime: Option<braid_wire::lcc::FileTime>,
-        stable: bool,
-    ) {
+    fn born(&self, inode: &Arc<Inode>, record: Attributes, told: Told, stable: bool) {
         self.leave_nursery(inode);
         let mut state = inode.state();
         state.unborn = None;
         state.flights.clear();
-        state.record_waits_no_more(size, mtime);
+        state.record_waits_no_more(told.until, told.mtime);
         state.record_unstable = !stable;
         state.absorb(record, true, now_ms());
         drop(state);
-        self.freed(inode, sent);
+        self.freed(inode, told.sent);
     }
 
     /// What was to go with a request that failed waits again.
@@ -396,6 +382,23 @@ fn is_due(inode: &Inode, delay: u64) -> bool {
     state.unborn.as_ref().is_some_and(|unborn| now_ms() >= unborn.since_ms + delay)
 }
 
+/// The request that makes a file.
+struct Birth {
+    op: DirectoryOp,
+    parent: Arc<Inode>,
+    told: Told,
+}
+
+/// What goes with it.
+struct Told {
+    /// Bytes.
+    sent: u64,
+    /// All bytes, up to the write of this number; none if they have to wait for a device.
+    until: Option<u64>,
+    /// Time of the last write.
+    mtime: Option<braid_wire::lcc::FileTime>,
+}
+
 /// The record as it will be; of version 0, so that the owner's is the next.
 fn provisional(id: DeviceId, new: &NewAttributes) -> Attributes {
     let now = wall();
@@ -413,7 +416,8 @@ fn provisional(id: DeviceId, new: &NewAttributes) -> Attributes {
         btime: now,
         rdev: 0,
         version: 0,
-        open: false,
+        writers: 0,
+        size_number: WriteNumber::NONE,
         data: FileData::None,
         target: None,
         xattrs: new.xattrs.clone(),

@@ -367,16 +367,18 @@ impl<S: Store> Vfs<S> {
 
     /// Looks up the length of a file that is being written elsewhere. Source: N-2.
     async fn with_length(&self, mut record: Attributes) -> Outcome<Attributes> {
-        if !record.open || record.kind != FileKind::File {
-            return Ok(record);
-        }
         let known = self.shared.inodes.get(record.id);
-        if known.is_some_and(|inode| inode.state().is_dirty() || inode.state().bytes_unstable) {
-            return Ok(record); // It is this mount that writes.
+        let ours = known.map_or(0, |inode| u32::from(inode.state().is_marked));
+        if record.writers <= ours {
+            return Ok(record); // If any, it is this mount that writes.
         }
         if let FileData::Device(layout) = &record.data {
             match self.file(layout, FileOp::Length, Payload::empty()).await {
-                Ok((LccReply::Length(length), _)) => record.size = record.size.max(length),
+                Ok((LccReply::Length(length), _)) => {
+                    if record.size_number <= length.number {
+                        (record.size, record.size_number) = (length.bytes, length.number);
+                    }
+                }
                 Ok(_) => return Err(Errno::IO),
                 Err(Errno::NOENT) => {} // Nobody wrote to it yet.
                 Err(error) => return Err(error),

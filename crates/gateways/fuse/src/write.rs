@@ -24,7 +24,9 @@ use std::sync::atomic::Ordering;
 
 use braid_env::Payload;
 use braid_terms::{DataType, DeviceId, GroupLayout};
-use braid_wire::lcc::{AttributeChanges, DirectoryOp, FileData, FileOp, LccReply, SetTime};
+use braid_wire::lcc::{
+    AttributeChanges, DeviceLength, DeviceNews, DirectoryOp, FileData, FileOp, LccReply, SetTime,
+};
 use bytes::Bytes;
 
 use crate::buffer::{Flight, WriteAt};
@@ -281,15 +283,19 @@ impl<S: Store> Vfs<S> {
         layout: &GroupLayout,
         mut op: FileOp,
         payload: Payload,
-    ) -> Outcome<()> {
-        match self.file(layout, op.clone(), payload.clone()).await {
+    ) -> Outcome<DeviceLength> {
+        let reply = match self.file(layout, op.clone(), payload.clone()).await {
             Err(Errno::NOENT) => {
                 if let FileOp::Write { fresh, .. } = &mut op {
                     *fresh = true;
                 }
-                self.file(layout, op, payload).await.map(drop)
+                self.file(layout, op, payload).await?
             }
-            outcome => outcome.map(drop),
+            outcome => outcome?,
+        };
+        match reply {
+            (LccReply::Written { length, .. }, _) => Ok(length),
+            _ => Err(Errno::IO),
         }
     }
 
@@ -299,7 +305,7 @@ impl<S: Store> Vfs<S> {
         inode: &Arc<Inode>,
         start: u64,
         len: u64,
-        outcome: Outcome<()>,
+        outcome: Outcome<DeviceLength>,
         all: bool,
     ) {
         {
@@ -307,7 +313,10 @@ impl<S: Store> Vfs<S> {
             state.flights.retain(|flight| flight.start != start);
             state.note_change(start, start + len);
             match outcome {
-                Ok(()) => state.fresh = false,
+                Ok(length) => {
+                    state.fresh = false;
+                    state.hear_length(length);
+                }
                 Err(error) => state.note_error(error),
             }
         }
@@ -360,7 +369,7 @@ impl<S: Store> Vfs<S> {
     async fn flush_inline(self: &Rc<Self>, inode: &Arc<Inode>, stable: bool) -> Outcome<bool> {
         let _structure = inode.structure.lock().await;
         self.ensure_bytes(inode).await?;
-        let (bytes, mtime, sent) = {
+        let (bytes, mtime, sent, sequence) = {
             let mut state = inode.state();
             let fits = state.device().is_none() && state.size <= self.shared.tuning.inline_max;
             if !fits || !state.flights.is_empty() {
@@ -374,14 +383,12 @@ impl<S: Store> Vfs<S> {
             let sent = state.dirty.take_all();
             let sent_bytes: u64 = sent.iter().map(|flight| flight.len).sum();
             state.flights.extend(sent);
-            (bytes, state.mtime_waits, sent_bytes)
+            (bytes, state.mtime_waits, sent_bytes, state.sequence)
         };
         let size = bytes.len() as u64;
         let data = if size == 0 { FileData::None } else { FileData::Inline(bytes) };
         let changes = AttributeChanges {
             data: Some((data, size)),
-            size_exact: true,
-            open: Some(false),
             mtime: mtime.map(SetTime::To),
             ..AttributeChanges::default()
         };
@@ -389,7 +396,7 @@ impl<S: Store> Vfs<S> {
         let foreign = {
             let mut state = inode.state();
             state.flights.clear();
-            state.record_waits_no_more(size, mtime);
+            state.record_waits_no_more(Some(sequence), mtime);
             state.record_unstable = !stable;
             match &outcome {
                 Ok(record) => state.absorb(record.clone(), true, now_ms()),
@@ -434,26 +441,25 @@ impl<S: Store> Vfs<S> {
 
     /// Brings size and time in the record up to date.
     async fn flush_record(&self, inode: &Arc<Inode>, stable: bool) -> Outcome<()> {
-        let (changes, size, mtime) = {
-            let state = inode.state();
+        let (changes, sequence, mtime) = {
+            let mut state = inode.state();
             if state.mtime_waits.is_none() && !state.size_waits {
                 return Ok(());
             }
-            let size = state.size;
-            let quiet = state.dirty.is_empty() && state.flights.is_empty();
+            let device = state.device_news();
+            state.is_marked &= device.is_none_or(|news| news.writers == 0);
             let changes = AttributeChanges {
                 mtime: state.mtime_waits.map(SetTime::To),
-                size: state.size_waits.then_some(size),
-                open: (quiet && state.record.open).then_some(false),
+                device,
                 ..AttributeChanges::default()
             };
-            (changes, size, state.mtime_waits)
+            (changes, state.sequence, state.mtime_waits)
         };
         match self.set_record(&inode.home, inode.id, changes, stable).await {
             Ok(record) => {
                 {
                     let mut state = inode.state();
-                    state.record_waits_no_more(size, mtime);
+                    state.record_waits_no_more(Some(sequence), mtime);
                     state.record_unstable = !stable;
                 }
                 self.absorb(inode, record, true);
@@ -542,22 +548,31 @@ impl<S: Store> Vfs<S> {
             None => self.new_device(DataType::File).await?,
         };
         let size = inode.state().record.size;
+        let mut length = DeviceLength::default();
         if !inline.is_empty() {
-            self.write_inline(inode, &layout, inline.clone()).await?;
+            length = self.write_inline(inode, &layout, inline.clone()).await?;
         }
+        let news = DeviceNews { device: layout.group(), length: None, writers: 1 };
         let changes = AttributeChanges {
             data: Some((FileData::Device(layout), size)),
-            open: Some(true),
+            device: Some(news),
             ..AttributeChanges::default()
         };
         self.change_record(inode, changes, false).await?;
         let mut state = inode.state();
+        state.is_marked = state.device().is_some_and(|layout| layout.group() == news.device);
+        state.hear_length(length);
         state.fresh = inline.is_empty();
         state.bytes_unstable = true;
         Ok(())
     }
 
-    async fn write_inline(&self, inode: &Inode, layout: &GroupLayout, bytes: Bytes) -> Outcome<()> {
+    async fn write_inline(
+        &self,
+        inode: &Inode,
+        layout: &GroupLayout,
+        bytes: Bytes,
+    ) -> Outcome<DeviceLength> {
         let op = FileOp::Write {
             at: 0,
             home: home_device(&inode.home),
@@ -565,10 +580,7 @@ impl<S: Store> Vfs<S> {
             stable: false,
             append: false,
         };
-        match self.file(layout, op, Payload::from(bytes)).await? {
-            (LccReply::Written { .. }, _) => Ok(()),
-            _ => Err(Errno::IO),
-        }
+        self.write_device(layout, op, Payload::from(bytes)).await
     }
 
     /// Drops what waits: the file is gone, or it cannot be sent.

@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use braid_env::Payload;
 use braid_terms::{BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX};
-use braid_wire::lcc::{FileOp, LccRefusal, LccReply};
+use braid_wire::lcc::{DeviceLength, FileOp, LccRefusal, LccReply};
 use bytes::Bytes;
 use tokio::sync::RwLock;
 
@@ -59,7 +59,7 @@ impl FileDevices {
             FileOp::Length => {
                 let group = self.group(layout).await?;
                 group.check_lease().map_err(read_refusal)?;
-                told(LccReply::Length(group.length(0)))
+                told(LccReply::Length(length_of(&group)))
             }
             FileOp::Punch { at, length } => {
                 let group = self.group(layout).await?;
@@ -72,12 +72,12 @@ impl FileDevices {
                 group.check_lease().map_err(read_refusal)?;
                 // All of it counts as data: right, if not as fine as it could be.
                 let length = group.length(0);
-                told(LccReply::Length(if hole { length } else { at.min(length) }))
+                told(LccReply::Place(if hole { length } else { at.min(length) }))
             }
             FileOp::Sync => {
                 let group = self.group(layout).await?;
                 group.sync().await.map_err(write_refusal)?;
-                told(LccReply::Length(group.length(0)))
+                told(LccReply::Length(length_of(&group)))
             }
             FileOp::Remove => Err(bad("a removal is done elsewhere")),
         }
@@ -144,7 +144,7 @@ impl FileDevices {
         if stable {
             group.stable(number).await.map_err(write_refusal)?;
         }
-        told(LccReply::Written { at, length: group.length(0) })
+        told(LccReply::Written { at, length: length_of(group) })
     }
 }
 
@@ -153,6 +153,10 @@ struct Write {
     stable: bool,
     append: bool,
     bytes: Bytes,
+}
+
+fn length_of(group: &Group) -> DeviceLength {
+    DeviceLength { number: group.marks().0, bytes: group.length(0) }
 }
 
 fn told(reply: LccReply) -> Answer {
@@ -204,7 +208,7 @@ async fn set_length(group: &Rc<Group>, length: u64) -> Answer {
         }
     }
     group.write(change).await.map_err(write_refusal)?;
-    told(LccReply::Length(group.length(0)))
+    told(LccReply::Length(length_of(group)))
 }
 
 fn zeros(range: std::ops::Range<u64>) -> Option<DeviceWrite> {
@@ -228,7 +232,7 @@ async fn punch(group: &Rc<Group>, at: u64, length: u64) -> Answer {
         }
         group.write(change).await.map_err(write_refusal)?;
     }
-    told(LccReply::Length(group.length(0)))
+    told(LccReply::Length(length_of(group)))
 }
 
 /// Orders that are kept though nobody waits.

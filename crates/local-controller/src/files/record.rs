@@ -5,7 +5,9 @@
 //! # Source
 //! DESIGN 8, N-3, N-4, F-9. Bytes: `docs/format/directory.md`.
 
-use braid_terms::{DeviceId, DiskId, GroupLayout, LayoutGeneration, NAME_MAX};
+use braid_terms::{
+    DeviceId, DiskId, GrantNumber, GroupLayout, LayoutGeneration, NAME_MAX, WriteNumber,
+};
 use braid_wire::lcc::{Attributes, DirectoryEntry, FileData, FileKind, FileTime, OperationId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -269,7 +271,6 @@ fn read_layout_or_none(reader: &mut Reader<'_>) -> Result<Option<GroupLayout>, M
 fn put_attributes(target: &mut Vec<u8>, attributes: &Attributes) {
     target.extend_from_slice(&attributes.id.0.to_le_bytes());
     target.push(kind_byte(attributes.kind));
-    target.push(attributes.open.into());
     for number in [attributes.mode, attributes.uid, attributes.gid] {
         target.extend_from_slice(&number.to_le_bytes());
     }
@@ -290,6 +291,11 @@ fn put_attributes(target: &mut Vec<u8>, attributes: &Attributes) {
         FileData::Device(layout) => {
             target.push(2);
             put_layout(target, layout);
+            target.extend_from_slice(&attributes.writers.to_le_bytes());
+            let WriteNumber { grant, sequence } = attributes.size_number;
+            for number in [grant.term, grant.counter, sequence] {
+                target.extend_from_slice(&number.to_le_bytes());
+            }
         }
     }
     match &attributes.target {
@@ -312,7 +318,6 @@ fn put_attributes(target: &mut Vec<u8>, attributes: &Attributes) {
 fn read_attributes(reader: &mut Reader<'_>) -> Result<Attributes, Malformed> {
     let id = DeviceId(reader.u64()?);
     let kind = read_kind(reader)?;
-    let open = reader.u8()? & 1 != 0;
     let [mode, uid, gid] = [reader.u32()?, reader.u32()?, reader.u32()?];
     let size = reader.u64()?;
     let nlink = reader.u32()?;
@@ -320,10 +325,17 @@ fn read_attributes(reader: &mut Reader<'_>) -> Result<Attributes, Malformed> {
     let [atime, mtime, ctime, btime] = [time()?, time()?, time()?, time()?];
     let rdev = reader.u64()?;
     let version = reader.u64()?;
+    let (mut writers, mut size_number) = (0, WriteNumber::NONE);
     let data = match reader.u8()? {
         0 => FileData::None,
         1 => FileData::Inline(reader.long()?),
-        2 => FileData::Device(read_layout(reader)?),
+        2 => {
+            let layout = read_layout(reader)?;
+            writers = reader.u32()?;
+            let grant = GrantNumber { term: reader.u64()?, counter: reader.u64()? };
+            size_number = WriteNumber { grant, sequence: reader.u64()? };
+            FileData::Device(layout)
+        }
         _ => return Err(Malformed),
     };
     let target = match reader.u8()? {
@@ -351,7 +363,8 @@ fn read_attributes(reader: &mut Reader<'_>) -> Result<Attributes, Malformed> {
         btime,
         rdev,
         version,
-        open,
+        writers,
+        size_number,
         data,
         target,
         xattrs,
@@ -409,12 +422,19 @@ mod tests {
             btime: time,
             rdev: 4,
             version: 5,
-            open: true,
+            writers: 0,
+            size_number: WriteNumber::NONE,
             data: FileData::Inline(Bytes::from_static(b"xyz")),
             target: Some(Bytes::from_static(b"to")),
             xattrs: vec![(Bytes::from_static(b"user.a"), Bytes::from_static(b"v"))],
         };
-        let device = Attributes { data: FileData::Device(layout(9)), ..attributes.clone() };
+        let grant = GrantNumber { term: 3, counter: 4 };
+        let device = Attributes {
+            writers: 2,
+            size_number: WriteNumber { grant, sequence: 6 },
+            data: FileData::Device(layout(9)),
+            ..attributes.clone()
+        };
         let operation = OperationId { client: 1, counter: 2 };
         vec![
             Change::Enter(entry.clone()),

@@ -15,7 +15,7 @@
 //! # Source
 //! DESIGN 8, W-7 (inside a group), F-9, N-4; L2 of `wire::lcc`.
 
-use braid_terms::{DeviceId, GroupLayout};
+use braid_terms::{DeviceId, GroupLayout, WriteNumber};
 use braid_wire::lcc::{
     AttributeChanges, Attributes, DirectoryEntry, DirectoryOp, FileData, FileKind, FileTime,
     IfExists, LccRefusal, LccReply, NewAttributes, OperationId, SetTime,
@@ -377,8 +377,7 @@ impl Draft<'_> {
             return Err(LccRefusal::Conflict);
         }
         let is_file = old.kind == FileKind::File;
-        if !is_file && (changes.data.is_some() || changes.size.is_some() || changes.open.is_some())
-        {
+        if !is_file && (changes.data.is_some() || changes.device.is_some()) {
             return Err(match old.kind {
                 FileKind::Directory => LccRefusal::IsDirectory,
                 _ => bad("only a regular file has bytes"),
@@ -393,7 +392,11 @@ impl Draft<'_> {
                 return Err(LccRefusal::Conflict);
             }
         }
-        if changes.size.is_some_and(|size| size > i64::MAX as u64) {
+        if changes
+            .device
+            .and_then(|news| news.length)
+            .is_some_and(|length| length.bytes > i64::MAX as u64)
+        {
             return Err(LccRefusal::TooBig);
         }
         let xattrs = changed_xattrs(&old.xattrs, changes)?;
@@ -423,13 +426,21 @@ impl Draft<'_> {
         };
         let size_before = new.size;
         if let Some((data, size)) = &changes.data {
+            if device_of(data) != device_of(&new.data) {
+                (new.writers, new.size_number) = (0, WriteNumber::NONE);
+            }
             new.data = data.clone();
             new.size = *size;
         }
-        if let Some(size) = changes.size
-            && (changes.size_exact || size > new.size)
+        if let Some(news) = changes.device
+            && device_of(&new.data) == Some(news.device)
         {
-            new.size = size;
+            new.writers = new.writers.saturating_add_signed(news.writers);
+            if let Some(length) = news.length
+                && new.size_number <= length.number
+            {
+                (new.size, new.size_number) = (length.bytes, length.number);
+            }
         }
         let bytes_changed = changes.data.is_some() || new.size != size_before;
         new.atime = time(changes.atime, new.atime);
@@ -437,7 +448,6 @@ impl Draft<'_> {
         new.mode = changes.mode.map_or(new.mode, |mode| mode & MODE_BITS);
         new.uid = changes.uid.unwrap_or(new.uid);
         new.gid = changes.gid.unwrap_or(new.gid);
-        new.open = changes.open.unwrap_or(new.open);
         let only_atime = AttributeChanges { atime: changes.atime, ..AttributeChanges::default() };
         if *changes != only_atime {
             new.ctime = now;
@@ -448,10 +458,7 @@ impl Draft<'_> {
     /// New bytes in place of the old ones: the old device goes, the new one is an upload no more.
     fn change_data(&mut self, old: &Attributes, data: Option<&(FileData, u64)>) {
         let Some((data, _)) = data else { return };
-        let new_device = match data {
-            FileData::Device(layout) => Some(layout.group()),
-            FileData::None | FileData::Inline(_) => None,
-        };
+        let new_device = device_of(data);
         if let Some(device) = new_device {
             self.end_upload(device);
         }
@@ -563,7 +570,8 @@ impl Draft<'_> {
             btime: made,
             rdev: new.rdev,
             version: 1,
-            open: false,
+            writers: 0,
+            size_number: WriteNumber::NONE,
             data: new.data,
             target: new.target,
             xattrs,
@@ -671,6 +679,10 @@ impl Draft<'_> {
 struct UnlinkOptions {
     keep: bool,
     directory: bool,
+}
+
+fn device_of(data: &FileData) -> Option<DeviceId> {
+    data.device().map(GroupLayout::group)
 }
 
 fn done() -> Outcome {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use braid_terms::{DiskId, LayoutGeneration, RaidScheme};
+use braid_wire::lcc::{DeviceLength, DeviceNews};
 
 use super::super::log::test::Device;
 use super::super::log::{Log, LogRole};
@@ -461,6 +462,49 @@ fn the_last_name_puts_the_device_on_the_list() {
     assert!(!bench.pending.is_empty());
     bench.decide();
     assert_eq!(bench.reloaded().to_remove.len(), 1);
+}
+
+#[test] // Proves: N-2: of two lengths the one of the later write counts, whoever tells first.
+fn an_older_length_never_replaces_a_newer_one() {
+    let mut bench = Bench::begun();
+    bench.create("a", in_device(500, 7));
+    let tell = |bench: &mut Bench, news: DeviceNews| {
+        let operation = bench.operation();
+        let changes = AttributeChanges { device: Some(news), ..AttributeChanges::default() };
+        let (id, stable) = (DeviceId(500), false);
+        let op = DirectoryOp::SetAttributes { operation, id, changes, stable };
+        let LccReply::Attributes(now) = bench.run(op).unwrap() else { panic!("attributes") };
+        (now.size, now.writers)
+    };
+    let news = |device, length: Option<(u64, u64, u64)>, writers| DeviceNews {
+        device: DeviceId(device),
+        length: length.map(|(counter, sequence, bytes)| {
+            let number =
+                WriteNumber { grant: braid_terms::GrantNumber { term: 1, counter }, sequence };
+            DeviceLength { number, bytes }
+        }),
+        writers,
+    };
+    assert_eq!(tell(&mut bench, news(500, None, 1)), (7, 1));
+    assert_eq!(tell(&mut bench, news(500, None, 1)), (7, 2));
+    assert_eq!(tell(&mut bench, news(500, Some((1, 5, 4096)), -1)), (4096, 1));
+    // A cut of before, told late; then the one who writes on; then the owner of after a crash.
+    assert_eq!(tell(&mut bench, news(500, Some((1, 4, 100)), 0)), (4096, 1));
+    assert_eq!(tell(&mut bench, news(500, Some((1, 6, 50)), -1)), (50, 0));
+    assert_eq!(tell(&mut bench, news(500, Some((2, 0, 40)), -1)), (40, 0));
+    // Of a device that the file has no more.
+    assert_eq!(tell(&mut bench, news(499, Some((9, 9, 9)), 3)), (40, 0));
+    bench.decide();
+    let kept = &bench.reloaded().attributes[&DeviceId(500)];
+    assert_eq!((kept.size, kept.size_number.sequence), (40, 0));
+    // New bytes begin anew.
+    let operation = bench.operation();
+    let data = Some((FileData::Device(layout(&[501])), 3));
+    let changes = AttributeChanges { data, ..AttributeChanges::default() };
+    let op = DirectoryOp::SetAttributes { operation, id: DeviceId(500), changes, stable: false };
+    bench.run(op).unwrap();
+    assert_eq!(tell(&mut bench, news(500, Some((9, 9, 9)), 1)), (3, 0));
+    assert_eq!(tell(&mut bench, news(501, Some((1, 1, 8)), 0)), (8, 0));
 }
 
 #[test]
