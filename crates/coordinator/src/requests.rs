@@ -290,7 +290,8 @@ impl Driver {
             Ownership::Granted(grant) => {
                 let facts = state.facts().of_group(group);
                 // No dead LCC may have left anything of this group unfinished. Source: O-8.
-                let clean = state.fact_counts().pending == 0;
+                let clean = state.facts().pending().all(|lcc| state.is_valid_lcc(lcc))
+                    || braid_terms::planted!("O-8/clean-while-a-sweep-is-due");
                 Ok(CoordinatorReply::Granted { grant, facts, clean })
             }
             Ownership::OwnedBy(incarnation) => {

@@ -115,6 +115,9 @@ pub struct Lcc {
     looks_for_restarts: Cell<bool>,
     groups: RefCell<BTreeMap<DeviceId, Entry>>,
     ranges: RefCell<Ranges>,
+    /// Groups that this LCC dropped without settling them: it opens them as a whole next time. Under
+    /// which grant, where it goes on holding them until then. Source: O-8.
+    unclean: RefCell<BTreeMap<DeviceId, Option<GrantNumber>>>,
     /// The newest term to which we told what we own; grants of earlier terms come too late.
     told_term: Cell<u64>,
     leasing: tokio::sync::Mutex<()>,
@@ -160,6 +163,7 @@ impl Lcc {
             looks_for_restarts: Cell::default(),
             groups: RefCell::default(),
             ranges: RefCell::default(),
+            unclean: RefCell::default(),
             told_term: Cell::default(),
             leasing: tokio::sync::Mutex::new(()),
             facts: RefCell::default(),
@@ -366,11 +370,20 @@ impl Lcc {
         let device = layout.group();
         loop {
             let of_range = self.own_range(device);
-            let (grant, facts) = match of_range {
-                Some(grant) => (grant, self.facts_of(device, end).await?),
+            let (grant, facts, clean) = match of_range {
+                Some(grant) => (grant, self.facts_of(device, end).await?, false),
                 None => self.ask_for(device, end).await?,
             };
             opening.grant.set(Some(grant));
+            let is_clean =
+                clean && facts.is_empty() && !self.unclean.borrow().contains_key(&device);
+            if is_clean && purpose == Purpose::Use {
+                match Group::open_clean(self, &layout, grant).await {
+                    Ok(Some(group)) => return Ok(group),
+                    Ok(None) => {}
+                    Err(error) => return Err(own_error(error)),
+                }
+            }
             let under = (grant, &facts[..]);
             let may_be_new = purpose != Purpose::Use;
             let opened = Group::open(self, layout.clone(), under, may_be_new, end).await;
@@ -383,15 +396,21 @@ impl Lcc {
                     self.ranges.borrow_mut().lose(device);
                     continue;
                 }
-                (opened, _) => opened,
+                (Err(OpenError::Unavailable(reason)), _) => {
+                    // Some slots may have heard of an outcome, others not.
+                    self.note_unclean(device, grant);
+                    Err(OpenError::Unavailable(reason))
+                }
+                (Err(OpenError::LostOwnership), _) => {
+                    self.note_lost(device);
+                    Err(OpenError::LostOwnership)
+                }
+                (opened, _) => {
+                    self.unclean.borrow_mut().remove(&device);
+                    opened
+                }
             }
-            .map_err(|error| match error {
-                OpenError::LostOwnership => OwnError::NotOwner(None),
-                OpenError::Unavailable(reason) => OwnError::Unavailable(reason),
-                OpenError::GrantUsed => OwnError::Unavailable("the grant was used before".into()),
-                OpenError::Unknown => OwnError::Unknown,
-                OpenError::BadLayout(reason) => OwnError::BadLayout(reason),
-            });
+            .map_err(own_error);
         }
     }
 
@@ -418,15 +437,19 @@ impl Lcc {
                 self.ranges.borrow_mut().lose(device);
                 Ok((grant, Vec::new()))
             }
-            None => self.ask_for(device, end).await,
+            None => {
+                let (grant, facts, _) = self.ask_for(device, end).await?;
+                Ok((grant, facts))
+            }
         }
     }
 
+    /// A grant, the group's open facts, and whether it is clean.
     async fn ask_for(
         &self,
         device: DeviceId,
         end: Instant,
-    ) -> Result<(GrantNumber, Vec<Fact>), OwnError> {
+    ) -> Result<(GrantNumber, Vec<Fact>, bool), OwnError> {
         let request = CoordinatorRequest::Grant { lcc: self.incarnation, group: device };
         loop {
             match self.ask(&request, end).await? {
@@ -434,7 +457,9 @@ impl Lcc {
                 CoordinatorReply::Granted { grant, .. } if grant.term < self.told_term.get() => {
                     sleep(ASK_PAUSE).await;
                 }
-                CoordinatorReply::Granted { grant, facts, .. } => return Ok((grant, facts)),
+                CoordinatorReply::Granted { grant, facts, clean } => {
+                    return Ok((grant, facts, clean));
+                }
                 CoordinatorReply::OwnedBy { lcc, incarnation, address } => {
                     let other = (incarnation != self.incarnation).then_some((lcc, address));
                     return Err(OwnError::NotOwner(other));
@@ -596,6 +621,22 @@ impl Lcc {
         let _ = self.lease_numbers().await;
     }
 
+    /// Something of a group may not be settled that was opened under this grant, or was to be. Until
+    /// it is, it stays with this LCC, also where a new global controller asks. Source: O-8.
+    pub(crate) fn note_unclean(&self, device: DeviceId, grant: GrantNumber) {
+        self.unclean.borrow_mut().insert(device, Some(grant));
+    }
+
+    /// As `note_unclean`, of a group that somebody else may own by now.
+    pub(crate) fn note_lost(&self, device: DeviceId) {
+        self.unclean.borrow_mut().entry(device).or_insert(None);
+    }
+
+    /// Whether everything that was ever opened here was settled, or is open still.
+    pub(crate) fn left_nothing(&self) -> bool {
+        self.unclean.borrow().is_empty()
+    }
+
     pub(crate) fn forget(&self, device: DeviceId, grant: GrantNumber) {
         let mut groups = self.groups.borrow_mut();
         if matches!(groups.get(&device), Some(Entry::Open(group)) if group.grant == grant) {
@@ -649,9 +690,14 @@ impl Lcc {
                 Entry::Open(group) => group.grant,
                 Entry::Opening(opening) => opening.grant.get()?,
             };
-            self.own_range(*device).is_none().then_some((*device, grant, self.id.index))
+            Some((*device, grant))
         });
-        (held.collect(), self.ranges.borrow().firsts())
+        let unclean = self.unclean.borrow();
+        let unclean = unclean.iter().filter(|(device, _)| !groups.contains_key(device));
+        let unclean = unclean.filter_map(|(device, grant)| Some((*device, (*grant)?)));
+        let held = held.chain(unclean).filter(|(device, _)| self.own_range(*device).is_none());
+        let told = held.map(|(device, grant)| (device, grant, self.id.index)).collect();
+        (told, self.ranges.borrow().firsts())
     }
 
     /// Gives up groups that were not used for long, beyond `keep`. Source: O-6.
@@ -835,6 +881,16 @@ impl Lcc {
     #[must_use]
     pub fn server(&self) -> ServerId {
         self.id.server
+    }
+}
+
+fn own_error(error: OpenError) -> OwnError {
+    match error {
+        OpenError::LostOwnership => OwnError::NotOwner(None),
+        OpenError::Unavailable(reason) => OwnError::Unavailable(reason),
+        OpenError::GrantUsed => OwnError::Unavailable("the grant was used before".into()),
+        OpenError::Unknown => OwnError::Unknown,
+        OpenError::BadLayout(reason) => OwnError::BadLayout(reason),
     }
 }
 

@@ -285,7 +285,8 @@ async fn settle(lcc: &Rc<Lcc>, layout: &GroupLayout) -> bool {
 }
 
 async fn finish_all(lcc: &Rc<Lcc>) -> bool {
-    let mut all = true;
+    // What was dropped half way is for the sweep.
+    let mut all = lcc.left_nothing();
     for group in lcc.open_groups() {
         all &= finish(&group).await;
     }

@@ -34,6 +34,11 @@ pub const ALL: &[Planted] = &[
     planted("O-3/grant-before-all-told", "a new global controller grants at once"),
     planted("O-4/answer-without-a-lease", "an owner answers when its lease is over"),
     planted("O-5/no-fence", "a portion takes requests below its grant"),
+    planted("O-8/clean-while-a-sweep-is-due", "a grant is clean though a dead owner was not swept"),
+    planted(
+        "O-8/untouched-slots-are-believed",
+        "a slot that a clean open left out is not looked at",
+    ),
     planted("W-1/a-gap-is-taken", "a portion takes a record whose `prev` it lacks"),
     planted("W-3/answer-before-all-promised", "a write is decided by one promise"),
     planted("G-8/below-the-quorum", "writes are decided with fewer than k slots in sync"),

@@ -14,6 +14,7 @@
 //! # Source
 //! W-1 to W-5, W-9, F-2.
 
+mod clean;
 mod heal;
 mod images;
 pub(crate) mod open;
@@ -103,6 +104,8 @@ pub(crate) struct Slot {
     /// Its report was taken since the group was opened. Without one it is not read, and opened before
     /// the first write; it was silent, and nothing was in doubt.
     pub seen: bool,
+    /// Not asked for at a clean open: it is opened when it is first touched. Source: O-8.
+    pub untouched: bool,
     /// Prepares that it refused without a promise in between.
     pub refusals: u8,
 }
@@ -325,6 +328,9 @@ impl Group {
         }
         self.changed.notify_waiters();
         if let Ok(lcc) = self.lcc() {
+            if dead == Dead::LostOwnership {
+                lcc.note_lost(self.layout.group());
+            }
             lcc.forget(self.layout.group(), self.grant);
         }
     }

@@ -70,7 +70,7 @@ impl Group {
         Ok(group)
     }
 
-    fn new(
+    pub(super) fn new(
         lcc: &Rc<Lcc>,
         layout: GroupLayout,
         grant: GrantNumber,
@@ -90,6 +90,7 @@ impl Group {
             prev: WriteNumber::NONE,
             unknown,
             seen: unknown,
+            untouched: false,
             refusals: 0,
         });
         let state = State {

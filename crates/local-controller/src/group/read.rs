@@ -20,6 +20,7 @@ use braid_terms::{BLOCK_SIZE, DiskId, PortionIndex};
 use braid_wire::Payload;
 use braid_wire::io::{BlockRange, IoRefusal, IoReply, IoRequest, Read};
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::images::{BLOCK, crc, rows_of};
 use super::row_locks::Rows;
@@ -295,6 +296,7 @@ impl Group {
     ) -> Result<Result<Run, Miss>, ReadError> {
         let count = (rows.end - rows.start) as usize;
         for _ in 0..READ_TRIES {
+            self.touch(slot).await;
             let (up, decided, unknown) = {
                 let state = self.state.borrow();
                 if state.dead.is_some() {
@@ -359,6 +361,22 @@ impl Group {
         Ok(Err(Miss::Silent))
     }
 
+    /// Opens a slot that a clean open left out. Source: O-8.
+    async fn touch(self: &Rc<Self>, index: PortionIndex) {
+        let disk = {
+            let state = self.state.borrow();
+            let slot = state.slot(index);
+            if !slot.untouched {
+                return;
+            }
+            slot.disk
+        };
+        if self.lcc().is_ok_and(|lcc| !lcc.is_dead(disk)) {
+            self.open_again(index);
+            let _ = timeout(REOPEN_WAIT, self.opened(index)).await;
+        }
+    }
+
     /// A slot that was silent when the group was opened: reads go on without it, and it is opened
     /// once its disk is there again.
     fn look_again(self: &Rc<Self>, slot: PortionIndex, disk: DiskId) {
@@ -377,7 +395,7 @@ impl Group {
                 let _ = group.links_ready().await;
             });
         }
-        let _ = tokio::time::timeout(REOPEN_WAIT, changed).await;
+        let _ = timeout(REOPEN_WAIT, changed).await;
     }
 
     pub(crate) fn check_lease(&self) -> Result<(), ReadError> {

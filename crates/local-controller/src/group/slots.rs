@@ -105,7 +105,7 @@ impl Group {
         }
     }
 
-    async fn opened(&self, index: PortionIndex) {
+    pub(super) async fn opened(&self, index: PortionIndex) {
         loop {
             let changed = self.changed.notified();
             {
@@ -217,6 +217,11 @@ impl Group {
             let mut state = self.state.borrow_mut();
             let slot = state.slot(index);
             if !slot.condition.takes_part() {
+                return true;
+            }
+            if slot.untouched {
+                drop(state);
+                self.take_first_touched(index, report, up);
                 return true;
             }
             if !slot.seen {
