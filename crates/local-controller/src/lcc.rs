@@ -91,10 +91,13 @@ enum Entry {
     Open(Rc<Group>),
 }
 
-#[derive(Default)]
 struct Opening {
+    purpose: Purpose,
     /// Told when it is open, or could not be opened.
     bell: Notify,
+    /// Why it could not be opened. All who wait for it hear it: each trying in turn, a thousand of
+    /// them would wake each other a million times.
+    error: RefCell<Option<OwnError>>,
     /// Under which it is being opened; owned from then on.
     grant: Cell<Option<GrantNumber>>,
 }
@@ -328,7 +331,12 @@ impl Lcc {
                     }
                     Some(Entry::Opening(other)) => other.clone(),
                     _ => {
-                        let opening = Rc::new(Opening::default());
+                        let opening = Rc::new(Opening {
+                            purpose,
+                            bell: Notify::new(),
+                            error: RefCell::default(),
+                            grant: Cell::default(),
+                        });
                         groups.insert(device, Entry::Opening(opening.clone()));
                         break opening;
                     }
@@ -337,6 +345,10 @@ impl Lcc {
             let opened = other.bell.notified();
             if matches!(self.groups.borrow().get(&device), Some(Entry::Opening(_))) {
                 opened.await;
+            }
+            let error = other.error.borrow().clone();
+            if let Some(error) = error.filter(|_| other.purpose == purpose) {
+                return Err(error);
             }
         };
         // A task of its own: who gives up waiting must not leave the entry behind.
@@ -350,7 +362,8 @@ impl Lcc {
                     lcc.ranges.borrow_mut().note_made(device);
                     lcc.groups.borrow_mut().insert(device, Entry::Open(group.clone()));
                 }
-                Err(_) => {
+                Err(error) => {
+                    *opening.error.borrow_mut() = Some(error.clone());
                     lcc.groups.borrow_mut().remove(&device);
                 }
             }

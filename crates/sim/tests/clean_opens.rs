@@ -67,24 +67,26 @@ fn a_clean_open_asks_only_what_is_touched() {
 
 /// A clean open counts on nothing that a sweep has not looked at.
 ///
-/// 1. m = 2. X is at server 3, with P1. A write {D2, P1, P2} is held and answered.
-/// 2. Server 3 loses its power: X is gone, P1 lost what was only held. D2's I/O server dies.
+/// 1. m = 2. X is at server 6. A write {D2, P1, P2} is held and answered.
+/// 2. The machines of X and of P1 lose their power; P1 is back, and lost what was only held. D2's I/O
+///    server dies.
 /// 3. D1 and P1 are in sync by what is known, and agree on the old bytes; P2 alone has the write. While
 ///    X was not swept, N must not answer from those two.
 #[test] // Proves: O-8, W-6.
 fn nothing_is_clean_while_a_sweep_is_due() {
     Script::run(102, 6, "rs/2+2", async |script| {
-        script.move_leader_from(&[2, 3]).await;
+        script.move_leader_from(&[2, 3, 6]).await;
         let device = script.device(&[1, 2, 3, 4]);
-        script.write_at_last(3, &device, 0, &blocks(&[1, 2])).await;
-        script.stable_everywhere(3, &device).await;
+        script.write_at_last(6, &device, 0, &blocks(&[1, 2])).await;
+        script.stable_everywhere(6, &device).await;
+        script.applied(&[1, 2, 3, 4]).await;
         script.set_sync_time(&[1, 2, 3, 4], Duration::from_secs(3));
-        script.write(3, &device, BLOCK, block(3)).await.expect("a held write");
-        script.power_cut(&[3]);
+        script.write(6, &device, BLOCK, block(3)).await.expect("a held write");
+        script.power_cut(&[3, 6]);
         script.cluster.kill(2, Role::Io);
         script.power_on(&[3]);
         assert!(script.read_at_last(5, &device, BLOCK, 4096).await == block(3), "it is gone");
-        script.power_on(&[2]);
+        script.power_on(&[2, 6]);
         swept(&script).await;
         script.check_all_ways(5, &device, &blocks(&[1, 3])).await;
     });
