@@ -1,6 +1,7 @@
 //! The command line. What stands in `INTERFACE.md` of the contract is kept; commands that are not
 //! built yet are not here.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -13,6 +14,18 @@ pub struct Cli {
     pub global: Global,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// `braid find` takes `-name` and `-type`, as `find` does.
+pub fn as_find_has_it(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    if arguments.iter().any(|argument| argument == "find") {
+        for argument in &mut arguments {
+            if argument == "-name" || argument == "-type" {
+                *argument = format!("-{}", argument.display()).into();
+            }
+        }
+    }
+    arguments
 }
 
 /// Options of every command.
@@ -217,6 +230,13 @@ pub enum Command {
     /// Shell completions on standard output
     #[command(after_help = "Example:\n  braid completions bash > /etc/bash_completion.d/braid")]
     Completions { shell: clap_complete::Shell },
+    /// Man pages: braid(1) on standard output, or all of them into a folder
+    #[command(after_help = "Example:\n  braid man --to /usr/local/share/man/man1")]
+    Man {
+        /// Folder of the pages
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
+    },
     /// Run the server whose folder this is (what `up` starts, and a service manager runs)
     #[command(after_help = "Example:\n  braid serve --dir /var/lib/braid/server-1")]
     Serve {
@@ -235,15 +255,18 @@ pub enum Command {
 
 #[derive(Args, Clone, Debug)]
 pub struct Up {
-    /// Servers of a new cluster
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub servers: u32,
+    /// Servers of a new cluster, 6 if not said
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub servers: Option<u32>,
     /// Disks of each server of a new cluster
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=7))]
     pub disks: u32,
     /// Folder of the cluster
     #[arg(long, default_value = "braid-data")]
     pub dir: PathBuf,
+    /// Mount the store there, too; `down` ends the mount first
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
     /// First port; server I (from 0) uses 20 of them from this + 20 * I on
     #[arg(long, default_value_t = 7400)]
     pub port_base: u16,

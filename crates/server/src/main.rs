@@ -25,7 +25,9 @@ use clap::Parser;
 fn main() -> ExitCode {
     end_quietly_on_broken_pipes();
     let arguments = match mount_helper::translate(std::env::args_os().collect()) {
-        Ok(mount_helper::Called::With(arguments)) => cli::Cli::parse_from(arguments),
+        Ok(mount_helper::Called::With(arguments)) => {
+            cli::Cli::parse_from(cli::as_find_has_it(arguments))
+        }
         Ok(mount_helper::Called::Fake) => return ExitCode::SUCCESS,
         Err(reason) => {
             eprintln!("mount.fuse.braid: {reason}");

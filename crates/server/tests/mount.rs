@@ -225,3 +225,26 @@ fn mount_finds_the_helper_by_its_name() {
     fs::write(mount.path("file"), b"bytes").expect("it is written");
     assert_eq!(cluster.ok(&["cat", "/file"]), "bytes");
 }
+
+#[test]
+fn up_mounts_the_store_and_down_ends_that_first() {
+    let cluster = Cluster::started(3);
+    let Some(first) = Mount::start(&cluster, "mounted", &[]) else { return };
+    drop(first);
+    let mounted = cluster.path("mounted");
+    let place = mounted.to_str().expect("a folder of the test");
+    cluster.ok(&["down"]);
+    let told = cluster.ok(&["up", "--detach", "--mount", place]);
+    assert!(told.contains("mounted at"), "{told}");
+    let bytes = pattern(1 << 20);
+    fs::write(mounted.join("file"), &bytes).expect("written through the mount");
+    // Written, and nobody asked for it to be stored: the end of the mount does.
+    cluster.ok(&["down"]);
+    assert!(!mounted.join("file").exists(), "the mount is gone");
+    let error = cluster.fails(2, &["up", "--detach", "--servers", "4"]);
+    assert!(error.contains("has 3 servers, not 4"), "{error}");
+    cluster.ok(&["up", "--detach", "--servers", "3"]);
+    cluster.ok(&["get", "/file", "back"]);
+    assert!(fs::read(cluster.path("back")).expect("it was fetched") == bytes);
+    assert_eq!(cluster.ok(&["find", "/", "-name", "f*", "-type", "f"]), "/file\n");
+}

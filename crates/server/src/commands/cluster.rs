@@ -14,9 +14,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Outcome;
 use super::health::{self, Health};
+use super::mount;
 use crate::cli::Up;
 use crate::layout::{ServerFile, new_cluster, server_folder};
 use crate::output::{DEGRADED, Failure};
+
+/// Servers of a new cluster where nothing is said.
+const SERVERS_USUAL: u32 = 6;
 
 /// Longest wait for a started cluster to be healthy.
 const HEALTHY_WAIT: Duration = Duration::from_secs(60);
@@ -41,6 +45,10 @@ pub fn up(up: &Up) -> Outcome {
         let client_file = up.dir.join("client.toml");
         println!("cluster file: {}", client_file.display());
         println!("try:  braid --cluster {} put README.md /README.md", client_file.display());
+        if let Some(directory) = &up.mount {
+            mount::start_of_cluster(&up.dir, &client_file, directory)?;
+            println!("mounted at {}", directory.display());
+        }
         let code = if health == Health::Ok { ExitCode::SUCCESS } else { ExitCode::from(DEGRADED) };
         if up.detach {
             return Ok(code);
@@ -79,6 +87,14 @@ pub async fn start(env: &Env, up: &Up) -> Result<(), Failure> {
         make(env, up).await?;
     }
     let file = super::read_cluster_file(&up.dir.join("client.toml"))?;
+    let there = u32::try_from(file.servers.len()).unwrap_or(u32::MAX);
+    if let Some(asked) = up.servers.filter(|asked| *asked != there) {
+        return Err(Failure::Usage(format!(
+            "the cluster in {} has {there} servers, not {asked}; leave --servers out, or choose \
+             another --dir for a new cluster",
+            up.dir.display()
+        )));
+    }
     let is_down = |server: &&ServerEntry| !is_running(&server_folder(&up.dir, server.id.0));
     let mut down = file.servers.iter().filter(is_down).peekable();
     if down.peek().is_none() {
@@ -147,8 +163,14 @@ async fn make(env: &Env, up: &Up) -> Result<(), Failure> {
         )));
     }
     let cluster = ClusterId(env.random_u128());
+    let servers = up.servers.unwrap_or(SERVERS_USUAL);
+    if servers < 3 {
+        eprintln!(
+            "warning: with {servers} server(s) the cluster survives the loss of disks, not of servers"
+        );
+    }
     let (files, map) =
-        new_cluster(cluster, &dir, up.servers, up.disks, up.port_base, || env.random_u128())?;
+        new_cluster(cluster, &dir, servers, up.disks, up.port_base, || env.random_u128())?;
     for file in &files {
         make_server(env, &dir, file, &map).await?;
     }
@@ -161,12 +183,6 @@ async fn make(env: &Env, up: &Up) -> Result<(), Failure> {
     let client = ClusterFile { cluster, name: map.name.clone(), servers: servers.collect() };
     // Written last: a folder without it is no cluster yet.
     std::fs::write(dir.join("client.toml"), client.to_string())?;
-    if up.servers < 3 {
-        eprintln!(
-            "warning: with {} server(s) the cluster survives the loss of disks, not of servers",
-            up.servers
-        );
-    }
     Ok(())
 }
 
@@ -230,6 +246,8 @@ pub async fn wait_healthy(env: &Env, file: &ClusterFile) -> Result<Health, Failu
 /// Ends all servers of the folder; returns how many were running.
 pub async fn stop(env: &Env, dir: &Path) -> Result<usize, Failure> {
     let file = super::read_cluster_file(&dir.join("client.toml"))?;
+    // What waits in its memory needs the servers.
+    mount::end_of_cluster(dir, DOWN_WAIT).await?;
     let running: Vec<&ServerEntry> =
         file.servers.iter().filter(|server| is_running(&server_folder(dir, server.id.0))).collect();
     // All LCs first: they need the others' I/O servers and coordinators to end cleanly.

@@ -45,9 +45,10 @@ pub fn run(demo: &Demo) -> Outcome {
         let env = machine::env(Default::default());
         let folder = std::env::temp_dir().join(format!("braid-demo-{:08x}", env.random() as u32));
         let up = Up {
-            servers: SERVERS,
+            servers: Some(SERVERS),
             disks: 1,
             dir: folder.join("cluster"),
+            mount: None,
             port_base: free_ports(&env)?,
             no_gateways: true,
             detach: true,

@@ -75,6 +75,7 @@ pub fn run(arguments: Cli) -> Outcome {
             clap_complete::generate(shell, &mut Cli::command(), "braid", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Man { to } => man(to.as_deref()),
         Command::Serve { dir } => {
             main_controller::run(&dir)?;
             Ok(ExitCode::SUCCESS)
@@ -84,6 +85,15 @@ pub fn run(arguments: Cli) -> Outcome {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Man pages of this program, generated from its command line.
+fn man(to: Option<&Path>) -> Outcome {
+    match to {
+        Some(folder) => clap_mangen::generate_to(Cli::command(), folder)?,
+        None => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs what needs a client of the cluster.
@@ -117,8 +127,12 @@ pub fn cluster_path(global: &Global) -> Result<PathBuf, Failure> {
 }
 
 fn read_cluster_file(path: &Path) -> Result<ClusterFile, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::Failed(format!(
+            "{}: {error}; name the client.toml of a cluster with --cluster",
+            path.display()
+        ))
+    })?;
     ClusterFile::parse(&text)
         .map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
 }

@@ -4,9 +4,12 @@
 //! cannot fork itself. Its parent waits until it serves, so that whoever mounts may go on at once.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use braid_fuse::{MountError, MountOptions};
+use tokio::time::{Instant, sleep};
 
 use super::{Outcome, cluster_path};
 use crate::cli::{Global, Mount};
@@ -14,6 +17,8 @@ use crate::output::Failure;
 
 /// What the process in the background says when it serves; anything else is why it does not.
 const SERVES: &str = "serves";
+/// In a cluster's folder: the process of the mount that `up` began.
+const MOUNT_PID: &str = "mount.pid";
 /// Set for the process in the background: it says how it went on its standard output.
 const REPORT: &str = "BRAID_MOUNT_REPORT";
 
@@ -31,7 +36,8 @@ impl From<MountError> for Failure {
 pub fn run(global: &Global, mount: &Mount) -> Outcome {
     let cluster_file = cluster_path(global)?;
     if !mount.foreground {
-        return start_in_background(&cluster_file, mount);
+        start_in_background(&cluster_file, mount)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let options = MountOptions {
         cluster_file,
@@ -46,7 +52,49 @@ pub fn run(global: &Global, mount: &Mount) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn start_in_background(cluster_file: &std::path::Path, mount: &Mount) -> Outcome {
+/// Mounts the embedded cluster of a folder, in the background; its `down` ends that.
+pub fn start_of_cluster(dir: &Path, cluster_file: &Path, directory: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(directory)?;
+    let options = vec![];
+    let mount = Mount { directory: directory.to_owned(), options, foreground: false };
+    let pid = start_in_background(cluster_file, &mount)?;
+    Ok(std::fs::write(dir.join(MOUNT_PID), pid.to_string())?)
+}
+
+/// Ends the mount that `start_of_cluster` began, if it is still there, and waits until it has sent
+/// what it kept.
+///
+/// Errors: it goes on after `wait`.
+pub async fn end_of_cluster(dir: &Path, wait: Duration) -> Result<(), Failure> {
+    let file = dir.join(MOUNT_PID);
+    let Ok(text) = std::fs::read_to_string(&file) else { return Ok(()) };
+    let pid = text.trim().parse().ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid.filter(|pid| is_mount(*pid)) {
+        // Gone meanwhile is as good.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let end = Instant::now() + wait;
+        while is_mount(pid) {
+            if end <= Instant::now() {
+                let pid = pid.as_raw_pid();
+                let reason = "does not end; what it has written may not be stored yet";
+                return Err(Failure::Failed(format!("the mount (process {pid}) {reason}")));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    Ok(std::fs::remove_file(file)?)
+}
+
+/// Whether a process is a mount of this program; the number may be another's by now.
+fn is_mount(pid: rustix::process::Pid) -> bool {
+    let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_pid())).unwrap_or_default();
+    let mut words = line.split(|byte| *byte == 0);
+    let mine = words.next().is_some_and(|name| name.ends_with(b"braid"));
+    mine && words.any(|word| word == b"mount")
+}
+
+/// Returns its process when it serves.
+fn start_in_background(cluster_file: &Path, mount: &Mount) -> Result<u32, Failure> {
     use std::os::unix::process::CommandExt;
     let directory = std::fs::canonicalize(&mount.directory)
         .map_err(|error| Failure::Failed(format!("{}: {error}", mount.directory.display())))?;
@@ -70,7 +118,7 @@ fn start_in_background(cluster_file: &std::path::Path, mount: &Mount) -> Outcome
         BufReader::new(out).read_line(&mut line)?;
     }
     if line.trim() == SERVES {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(child.id());
     }
     let mut reason = String::new();
     if let Some(mut err) = child.stderr.take() {
