@@ -423,6 +423,11 @@ impl File {
                 let zero = Bytes::from_static(&[0]);
                 self.inner.write_device(home, &layout, size - 1, zero, true).await?;
             }
+            if matches!(&node.attributes.data, FileData::Inline(old) if !old.is_empty()) {
+                // What the attributes hold now may be on the disks. It must not depend on bytes that
+                // are not, if the attributes get there first.
+                self.inner.sync_device(&layout).await?;
+            }
             self.change_data(node, FileData::Device(layout.clone()), size).await
         };
         let moved = moved.await;

@@ -534,7 +534,13 @@ impl Client {
 
     async fn resolve(&self, path: &StorePath, follow: bool) -> Result<Node, Error> {
         match self.walk(path, follow).await? {
-            Walked::Directory(directory) => directory.node().await,
+            Walked::Directory(directory) => match (directory.node().await, path.names.last()) {
+                // A name of nothing is mended by who looks at it.
+                (Err(Error::NotFound { .. }), Some(name)) if name[..] != b".."[..] => {
+                    self.parent_of_path(path.clone()).await?.1.lookup(name).await
+                }
+                (node, _) => node,
+            },
             Walked::Other(_) if path.directory => {
                 Err(Error::NotDirectory { path: path.to_string() })
             }
@@ -547,15 +553,26 @@ impl Client {
         let shown = || path.to_string();
         let mut left: VecDeque<Bytes> = path.names.iter().cloned().collect();
         let mut directory = self.root();
+        let mut above: Option<(Directory, Bytes)> = None;
         let mut links = 0;
         while let Some(name) = left.pop_front() {
             if name == b".."[..] {
                 directory = directory.parent().await?;
+                above = None;
                 continue;
             }
-            let (entry, attributes) = directory.entry(&name).await?;
+            let (entry, attributes) = match (directory.entry(&name).await, above.take()) {
+                // Is there no such name, or no such directory?
+                (Err(Error::NotFound { .. }), Some((parent, own))) => {
+                    if directory.node().await.is_err() {
+                        parent.lookup(&own).await?;
+                    }
+                    directory.entry(&name).await?
+                }
+                (found, _) => found?,
+            };
             if let Some(child) = directory.child(&entry) {
-                directory = child;
+                above = Some((std::mem::replace(&mut directory, child), name));
                 continue;
             }
             let is_link = entry.kind == FileKind::Symlink && (!left.is_empty() || follow);

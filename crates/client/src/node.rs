@@ -119,8 +119,37 @@ impl Directory {
             match self.inner.node_of(&self.layout, &entry, attributes).await {
                 // Replaced since its entry was read, or a name of nothing.
                 Err(Error::NotFound { .. }) if gone != Some(entry.id) => gone = Some(entry.id),
+                Err(Error::NotFound { .. }) => {
+                    gone = None;
+                    self.mend(name, &entry).await.map_err(|error| error.about(text(name)))?;
+                }
                 found => return found.map_err(|error| error.about(text(name))),
             }
+        }
+    }
+
+    /// A name whose directory or record nobody knows: a power cut of all servers took what was never
+    /// synced. A directory begins anew, empty, with the attributes of the one above; the name of a
+    /// file goes.
+    async fn mend(&self, name: &[u8], entry: &DirectoryEntry) -> Result<(), Error> {
+        tracing::warn!(directory = %self.id(), name = %text(name), "a name of nothing is mended");
+        let Some(child) = self.child(entry) else {
+            let flags = UnlinkFlags { keep: true, directory: false };
+            return match self.ask(self.unlink_op(name, Some(entry.id), flags)).await {
+                Ok(_) | Err(Error::NotFound { .. } | Error::Conflict { .. }) => Ok(()),
+                Err(error) => Err(error),
+            };
+        };
+        let Attributes { mode, uid, gid, .. } = self.node().await?.attributes;
+        let like = EntryAttributes { mode, uid, gid, ..EntryAttributes::default() };
+        let begin = DirectoryOp::Begin {
+            operation: self.inner.reach.operation(),
+            attributes: new_attributes(FileKind::Directory, &like),
+            parent: self.layout.clone(),
+        };
+        match child.ask(begin).await {
+            Ok(_) | Err(Error::Exists { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

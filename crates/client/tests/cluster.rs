@@ -55,6 +55,20 @@ impl World {
         self.lcs.borrow()[place].kill();
         self.lcs.borrow_mut()[place] = self.cluster.start_lc_process(which);
     }
+
+    /// All machines lose what was not synced; a client of after that.
+    async fn power_cut_of_all(&self) -> Client {
+        (1..=SERVERS).for_each(|number| self.cluster.power_cut(number));
+        for which in [1, 2] {
+            self.lcs.borrow()[which - 1].kill();
+        }
+        sleep(Duration::from_secs(1)).await;
+        (1..=SERVERS).for_each(|number| self.cluster.power_on(number));
+        for which in [1, 2] {
+            self.lcs.borrow_mut()[which as usize - 1] = self.cluster.start_lc_process(which);
+        }
+        self.client().await
+    }
 }
 
 fn directory() -> EntryAttributes {
@@ -452,16 +466,7 @@ fn what_was_synced_survives_a_power_cut_of_all() {
             file.sync().await.unwrap();
             // Not synced: may be there or not, whole.
             c.put_bytes("/a/b/held", pattern(3_000, 3), PutOptions::default()).await.unwrap();
-            (1..=SERVERS).for_each(|number| world.cluster.power_cut(number));
-            for which in [1, 2] {
-                world.lcs.borrow()[which - 1].kill();
-            }
-            sleep(Duration::from_secs(1)).await;
-            (1..=SERVERS).for_each(|number| world.cluster.power_on(number));
-            for which in [1, 2] {
-                world.lcs.borrow_mut()[which as usize - 1] = world.cluster.start_lc_process(which);
-            }
-            let c = world.client().await;
+            let c = world.power_cut_of_all().await;
             for (number, size) in [(0, 100), (2, 800_000)] {
                 let found = c.get_bytes(format!("/a/b/f{number}")).await.unwrap();
                 same(&found, &pattern(size, size as u64), number);
@@ -474,6 +479,43 @@ fn what_was_synced_survives_a_power_cut_of_all() {
                 Err(error) => assert!(matches!(error, Error::NotFound { .. }), "{error:?}"),
             }
             c.put_bytes("/a/b/new", pattern(9_000, 1), PutOptions::default()).await.unwrap();
+        });
+    }
+}
+
+/// A directory's name was synced, the directory itself was not: it begins anew, and can be used.
+#[test] // Proves: W-10, N-4.
+fn a_directory_of_which_a_power_cut_left_the_name_begins_anew() {
+    for seed in 40..44 {
+        run(seed, async |simulation| {
+            let (world, c) = World::start(&simulation).await;
+            c.mkdir("/d", &directory()).await.unwrap();
+            c.root().sync().await.unwrap();
+            let c = world.power_cut_of_all().await;
+            assert!(c.lookup("/d").await.unwrap().is_directory());
+            assert_eq!(names(&c, "/d").await, Vec::<String>::new());
+            c.put_bytes("/d/f", pattern(100, 1), PutOptions::default()).await.unwrap();
+            assert_eq!(names(&c, "/d").await, ["f"]);
+        });
+    }
+}
+
+/// Synced bytes move from the record to a device of their own. The record that says so is on the disks,
+/// so they must be, too.
+#[test] // Proves: W-9, W-10, G-7.
+fn synced_bytes_that_outgrow_the_record_survive_a_power_cut() {
+    for seed in 50..54 {
+        run(seed, async |simulation| {
+            let (world, c) = World::start(&simulation).await;
+            let stable = PutOptions { stable: true, ..PutOptions::default() };
+            c.put_bytes("/f", pattern(3000, 1), stable).await.unwrap();
+            let file = c.open("/f").await.unwrap();
+            file.write(9000, pattern(500, 2)).await.unwrap();
+            file.flush().await.unwrap();
+            c.root().sync().await.unwrap();
+            let c = world.power_cut_of_all().await;
+            let found = c.get_bytes("/f").await.unwrap();
+            same(&found[..3000], &pattern(3000, 1), "what was synced");
         });
     }
 }

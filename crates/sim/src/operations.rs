@@ -213,6 +213,11 @@ impl World {
         let sight = match found {
             Ok(node) => match maker_of(node) {
                 Some(op) => Sight::Thing(op),
+                // One that was lost before it was synced begins anew, without its maker.
+                None if self.was_cut.get() && node.is_directory() => {
+                    self.reach("a directory that was never synced begins anew");
+                    Sight::Something
+                }
                 None => {
                     self.violate(format!("{name} does not tell who made it"));
                     return None;

@@ -99,7 +99,10 @@ impl<S: Store> Vfs<S> {
             return Ok(inode);
         }
         let parent = self.shared.inode(parent)?;
-        let inode = self.lookup_owner(&parent, name).await?;
+        let inode = match self.lookup_owner(&parent, name.clone()).await {
+            Err(Errno::NOENT) => self.lookup_again(&parent, name).await?,
+            found => found?,
+        };
         if self.has_unborn(inode.id) {
             // They change its times.
             self.settle_in(inode.id).await;
@@ -113,6 +116,61 @@ impl<S: Store> Vfs<S> {
     pub async fn lookup_owner(&self, parent: &Inode, name: Bytes) -> Outcome<Arc<Inode>> {
         let (entry, record) = self.find(&parent.home, name).await?;
         self.hear_entry(parent, &entry, record).await
+    }
+
+    /// A lookup found no name, or a name whose record or directory nobody knows. The second is mended
+    /// if it stays: a power cut of all servers took what was never synced. A directory begins anew,
+    /// empty, with the attributes of the one above; the name of a file goes.
+    async fn lookup_again(&self, parent: &Inode, name: Bytes) -> Outcome<Arc<Inode>> {
+        let (entry, record) = self.find(&parent.home, name.clone()).await?;
+        match self.hear_entry(parent, &entry, record).await {
+            Err(Errno::NOENT) => {}
+            found => return found,
+        }
+        tracing::warn!(directory = %parent.id, id = %entry.id, "a name of nothing is mended");
+        let Ok(group) = Self::directory_group(&entry) else {
+            self.unlink_nothing(parent, name, entry.id).await?;
+            return Err(Errno::NOENT);
+        };
+        let new = {
+            let like = parent.state().record.clone();
+            NewAttributes {
+                id: None,
+                kind: FileKind::Directory,
+                mode: like.mode,
+                uid: like.uid,
+                gid: like.gid,
+                made: None,
+                atime: None,
+                mtime: None,
+                rdev: 0,
+                data: FileData::None,
+                size: 0,
+                target: None,
+                xattrs: Vec::new(),
+            }
+        };
+        let (operation, above) = (self.store.operation(), parent.home.clone());
+        let begin = DirectoryOp::Begin { operation, attributes: new, parent: above };
+        match self.directory(&group, begin).await {
+            Ok(_) | Err(Errno::EXIST) => self.lookup_owner(parent, name).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a name of nothing, if it still is that. Somebody else may have done so.
+    async fn unlink_nothing(&self, parent: &Inode, name: Bytes, id: DeviceId) -> Outcome<()> {
+        let unlink = DirectoryOp::Unlink {
+            operation: self.store.operation(),
+            name,
+            only_id: Some(id),
+            keep: true,
+            directory: false,
+        };
+        match self.directory(&parent.home, unlink).await {
+            Ok(_) | Err(Errno::NOENT | Errno::STALE) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The inode of an entry, with its record where that came along.

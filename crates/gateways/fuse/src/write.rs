@@ -577,7 +577,8 @@ impl<S: Store> Vfs<S> {
             at: 0,
             home: home_device(&inode.home),
             fresh: true,
-            stable: false,
+            // They may be on the disks in the record now: it must not get there before them.
+            stable: true,
             append: false,
         };
         self.write_device(layout, op, Payload::from(bytes)).await

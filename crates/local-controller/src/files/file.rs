@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX};
+use braid_terms::{BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX, WriteNumber};
 use braid_wire::lcc::{DeviceLength, FileOp, LccRefusal, LccReply};
 use bytes::Bytes;
 use tokio::sync::RwLock;
@@ -155,19 +155,18 @@ struct Write {
     bytes: Bytes,
 }
 
+/// Under an owner that changed nothing yet the number is that of its opening: a power cut may have
+/// taken what earlier ones told of.
 fn length_of(group: &Group) -> DeviceLength {
-    DeviceLength { number: group.marks().0, bytes: group.length(0) }
+    let opening = WriteNumber { grant: group.grant(), sequence: 0 };
+    DeviceLength { number: group.marks().0.max(opening), bytes: group.length(0) }
 }
 
 fn told(reply: LccReply) -> Answer {
     Ok((reply, Payload::empty()))
 }
 
-async fn write_at(
-    group: &Rc<Group>,
-    at: u64,
-    bytes: Bytes,
-) -> Result<braid_terms::WriteNumber, LccRefusal> {
+async fn write_at(group: &Rc<Group>, at: u64, bytes: Bytes) -> Result<WriteNumber, LccRefusal> {
     if at.checked_add(bytes.len() as u64).is_none_or(|end| i64::MAX as u64 <= end) {
         return Err(LccRefusal::TooBig);
     }

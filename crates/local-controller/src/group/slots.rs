@@ -3,7 +3,9 @@
 //! ```text
 //! Up -failed-> Opening -answers, lacks nothing-> Up (what is in flight is sent again)
 //!                      -lacks something, or silent for REOPEN_WINDOW-> fact -> Suspect
-//!                      -removal would leave fewer than k in sync-> goes on opening
+//!                      -waits for its lease for NOT_READY_WINDOW-> fact -> Suspect
+//!                      -removal would leave fewer than k in sync-> goes on opening; if what it
+//!                       lacks was decided, for LOSS_WINDOW: then the group is opened anew (W-6)
 //! ```
 //! # Source
 //! W-3, W-5, F-2, W-9 (a changed incarnation).
@@ -137,8 +139,10 @@ impl Group {
     }
 
     async fn reopen(self: Rc<Self>, slot: PortionIndex) {
-        let end = Instant::now() + REOPEN_WINDOW;
+        let begun = Instant::now();
+        let mut lacks_since = None;
         loop {
+            let mut window = REOPEN_WINDOW;
             let mut lacks = match self.open_slot(slot).await {
                 Opened::Report(report, up) => {
                     tracing::debug!(
@@ -147,8 +151,11 @@ impl Group {
                     );
                     // One that answers an open and refuses every prepare is of no use either.
                     let refuses = REFUSALS_MAX <= self.state.borrow().slot(slot).refusals;
-                    if !refuses && self.take_reopened(slot, &report, up) {
-                        return;
+                    if !refuses {
+                        if self.take_reopened(slot, &report, up) {
+                            return;
+                        }
+                        lacks_since.get_or_insert_with(Instant::now);
                     }
                     true
                 }
@@ -157,18 +164,33 @@ impl Group {
                     return;
                 }
                 Opened::Unreadable(_) | Opened::Unusable => true,
-                Opened::NotReady | Opened::Silent => false,
+                // Alive and whole: what it promised is worth more than the wait.
+                Opened::NotReady => {
+                    window = NOT_READY_WINDOW;
+                    false
+                }
+                Opened::Silent => false,
             };
             if self.state.borrow().dead.is_some() {
                 return;
             }
             let dead = self.lcc().is_ok_and(|lcc| lcc.is_dead(self.layout.disk(slot)));
-            lacks |= dead || end <= Instant::now();
+            lacks |= dead || window <= begun.elapsed();
             if lacks && self.state.borrow().may_remove(slot, self.geometry.data()) {
                 self.remove_slot(slot, false).await;
                 if !self.state.borrow().slot(slot).condition.takes_part() {
                     return;
                 }
+            }
+            if lacks_since.is_some_and(|since| LOSS_WINDOW <= since.elapsed()) {
+                // More slots lost what was decided than the scheme tolerates. What is left of it is
+                // for a new open to say.
+                tracing::error!(
+                    group = %self.layout.group(), %slot,
+                    "lost decided writes, and too few others are in sync: opens the group anew"
+                );
+                self.kill(Dead::LostOwnership);
+                return;
             }
             self.state.borrow_mut().slot_mut(slot).refusals = 0;
             sleep(REOPEN_PAUSE).await;
@@ -397,9 +419,13 @@ impl Group {
 /// How long a slot may be silent before it is removed: a restarted process is back by then.
 pub(crate) const REOPEN_WINDOW: Duration = Duration::from_millis(700);
 
-/// How long the new owner waits for a slot whose I/O server has no lease yet: one that lapsed while the
-/// global controller changed is back by then.
+/// How long a slot is waited for whose I/O server has no lease yet: one that lapsed while the global
+/// controller changed is back by then.
 pub(crate) const NOT_READY_WINDOW: Duration = Duration::from_secs(5);
+
+/// How long a slot may lack what was decided while it cannot be removed: others that come back may
+/// let it go.
+const LOSS_WINDOW: Duration = Duration::from_secs(10);
 
 /// Prepares that an I/O server may refuse, one after the other, before its slot is removed.
 const REFUSALS_MAX: u8 = 8;
