@@ -70,7 +70,7 @@ def root(data, device, role):
         fits = (
             len(page) == 4096
             and page[:8] == b"BRAIDDIR"
-            and struct.unpack_from("<I", page, 8)[0] == 1
+            and struct.unpack_from("<I", page, 8)[0] in (1, 2)
             and page[12] == role
             and struct.unpack_from("<Q", page, 16)[0] == device
             and struct.unpack_from("<I", page, 4092)[0] == crc32c(page[:4092])
@@ -118,7 +118,7 @@ def read_names(data, device):
 
 
 def read_attributes(data, device):
-    attributes = {}
+    attributes, intents = {}, {}
     for kind, body in records(data, device, 1):
         if kind == 16:
             number = body.number("Q")
@@ -132,6 +132,13 @@ def read_attributes(data, device):
             attributes[number] = (size, where, target)
         elif kind == 17:
             attributes.pop(body.number("Q"), None)
+        elif kind == 24:
+            change = body.number("Q"), body.number("Q")
+            intents[change] = body.layout()["devices"][1]
+        elif kind == 25:
+            intents.pop((body.number("Q"), body.number("Q")), None)
+    for change, primary in intents.items():
+        print(f"in doubt: change {change}, see the records of device {primary}", file=sys.stderr)
     return attributes
 
 

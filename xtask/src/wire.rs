@@ -13,9 +13,10 @@ use std::path::Path;
 const PAGE: &str = "docs/wire.md";
 const BEGIN: &str = "<!-- made by `cargo xtask wire` from here on -->\n";
 
-const SOURCES: [(&str, &str); 11] = [
+const SOURCES: [(&str, &str); 12] = [
     ("I/O server", "crates/wire/src/io.rs"),
     ("LCC", "crates/wire/src/lcc.rs"),
+    ("Changes over several groups", "crates/wire/src/joint.rs"),
     ("Coordinator", "crates/wire/src/coordinator.rs"),
     ("Main controller", "crates/wire/src/main_controller.rs"),
     ("Numbers", "crates/terms/src/numbers.rs"),

@@ -1,12 +1,10 @@
 //! The store by directory and name: what gateways call, and what paths are made of.
 //!
 //! # Failure
-//! Where a change needs two owners, the order is chosen so that a stop between them leaks at the
-//! most: names are entered before they are removed, counted up before they are entered, and counted
-//! down after they are removed. What comes first is on the disks before the second is asked for, so
-//! that a power cut of all servers keeps that order, too. See the head of `lib.rs`.
+//! A change of names is one request; where it concerns several directories their owners see to it that
+//! all of it happens or nothing (W-7).
 //! # Source
-//! DESIGN 8, W-7 (its intents are not built), N-4, F-9.
+//! DESIGN 8, W-7, N-4, F-9.
 
 use std::rc::Rc;
 
@@ -58,7 +56,7 @@ impl Default for EntryAttributes {
 pub struct RenameOptions {
     /// `Exists` if something has it (RENAME_NOREPLACE).
     pub no_replace: bool,
-    /// Both names stay, exchanged (RENAME_EXCHANGE); only within one directory.
+    /// Both names stay, exchanged (RENAME_EXCHANGE).
     pub exchange: bool,
 }
 
@@ -227,8 +225,6 @@ impl Directory {
                     id: made.id(),
                     kind: FileKind::Directory,
                     home: layout.clone(),
-                    if_exists: IfExists::Fail,
-                    replaced_directory: None,
                 };
                 self.ask(enter).await
             }
@@ -286,8 +282,7 @@ impl Directory {
         let shown = text(&name);
         let op = DirectoryOp::Create { operation, name, attributes, if_exists, stable };
         match self.ask(op).await.map_err(|error| error.about(shown))? {
-            LccReply::Entry { entry, attributes, replaced } => {
-                self.count_down(replaced).await?;
+            LccReply::Entry { entry, attributes } => {
                 // Without attributes the answer is to a repeat, and it was removed meanwhile.
                 let attributes = attributes.map_or_else(|| last_known(&entry, given), |a| *a);
                 Ok(Node { home: self.layout.clone(), attributes })
@@ -315,32 +310,19 @@ impl Directory {
         check_name(name)?;
         let op = self.unlink_op(name, only_id, UnlinkFlags { keep: false, directory: false });
         match self.ask(op).await.map_err(|error| error.about(text(name)))? {
-            LccReply::Removed { entry, .. } => self.count_down(entry).await,
+            LccReply::Removed { .. } => Ok(()),
             reply => Err(unexpected(&reply)),
         }
     }
 
     /// Removes an empty directory.
     pub async fn remove_directory(&self, name: &[u8]) -> Result<(), Error> {
-        let (entry, _) = self.entry(name).await?;
-        let shown = || text(name);
-        let Some(child) = self.child(&entry) else {
-            return Err(Error::NotDirectory { path: shown() });
-        };
-        child.retire().await.map_err(|error| error.about(shown()))?;
-        let flags = UnlinkFlags { keep: false, directory: true };
-        let unlinked = self.ask(self.unlink_op(name, Some(entry.id), flags)).await;
-        if let Err(error) = unlinked {
-            self.revive(&child, &error).await;
-            return Err(error.about(shown()));
-        }
-        Ok(())
+        check_name(name)?;
+        let op = self.unlink_op(name, None, UnlinkFlags { keep: false, directory: true });
+        self.ask(op).await.map(|_| ()).map_err(|error| error.about(text(name)))
     }
 
-    /// Gives something a new name, here or in another directory.
-    ///
-    /// Not atomic over a stop of this client when the directories differ: both names may stay, as
-    /// two links of one file, or the count of its names is one too high.
+    /// Gives something a new name, here or in another directory. All of it happens or nothing.
     pub async fn rename(
         &self,
         from: &[u8],
@@ -350,196 +332,41 @@ impl Directory {
     ) -> Result<(), Error> {
         check_name(from)?;
         check_name(to)?;
-        if self.id() == target.id() {
-            return self.rename_here(from, to, options).await;
-        }
-        if options.exchange {
-            let reason = "names in different directories cannot be exchanged".into();
-            return Err(Error::Invalid { path: text(from), reason });
-        }
-        self.rename_across(from, target, to, options).await
-    }
-
-    async fn rename_here(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        options: RenameOptions,
-    ) -> Result<(), Error> {
-        let if_exists = if options.no_replace { IfExists::Fail } else { IfExists::Replace };
-        let rename = |replaced_directory| DirectoryOp::Rename {
+        let rename = DirectoryOp::Rename {
             operation: self.inner.reach.operation(),
             from: Bytes::copy_from_slice(from),
+            target: (self.id() != target.id()).then(|| target.layout.clone()),
             to: Bytes::copy_from_slice(to),
             exchange: options.exchange,
-            if_exists,
-            replaced_directory,
+            if_exists: if options.no_replace { IfExists::Fail } else { IfExists::Replace },
+            only_replaces: None,
+            keep: false,
         };
-        let mut renamed = self.ask(rename(None)).await;
-        if matches!(renamed, Err(Error::Exists { .. })) && !options.no_replace {
-            let child = self.retire_replaced(from, to).await?;
-            renamed = self.ask(rename(Some(child.id()))).await;
-            if let Err(error) = &renamed {
-                self.revive(&child, error).await;
-            }
-        }
-        let about = |error: Error| match error {
+        let renamed = self.ask(rename).await.map_err(|error| match error {
             Error::NotFound { .. } => error.about(text(from)),
             error => error.about(text(to)),
-        };
-        match renamed.map_err(about)? {
-            LccReply::Removed { entry, .. } => self.count_down(entry).await,
+        });
+        match renamed? {
+            LccReply::Removed { .. } => Ok(()),
             reply => Err(unexpected(&reply)),
         }
-    }
-
-    /// A directory is to take the place of another: that one must be empty and take nothing more.
-    async fn retire_replaced(&self, from: &[u8], to: &[u8]) -> Result<Self, Error> {
-        let (target, _) = self.entry(to).await?;
-        let child = self.child(&target);
-        let child = child.ok_or_else(|| Error::NotDirectory { path: text(to) })?;
-        tracing::debug!(from = %text(from), to = %text(to), "retires the directory replaced");
-        child.retire().await.map_err(|error| error.about(text(to)))?;
-        Ok(child)
-    }
-
-    async fn rename_across(
-        &self,
-        from: &[u8],
-        target: &Self,
-        to: &[u8],
-        options: RenameOptions,
-    ) -> Result<(), Error> {
-        let (entry, there) = tokio::join!(self.entry(from), target.entry(to));
-        let (entry, _) = entry?;
-        if let Ok((there, _)) = there
-            && there.id == entry.id
-            && entry.kind != FileKind::Directory
-        {
-            return self
-                .rename_onto_itself(from, &entry, options)
-                .await
-                .map_err(|e| e.about(text(to)));
-        }
-        let moved = self.child(&entry);
-        if let Some(moved) = &moved {
-            target.check_not_below(moved, to).await?;
-        }
-        let if_exists = if options.no_replace { IfExists::Fail } else { IfExists::Replace };
-        let home = entry.home.clone().unwrap_or_else(|| self.layout.clone());
-        let enter = |replaced_directory| DirectoryOp::Enter {
-            operation: self.inner.reach.operation(),
-            name: Bytes::copy_from_slice(to),
-            id: entry.id,
-            kind: entry.kind,
-            home: home.clone(),
-            if_exists,
-            replaced_directory,
-        };
-        if moved.is_none() {
-            // The new name counts before it is there: who removes or replaces the old one meanwhile
-            // must not take the file with it.
-            self.inner.count_up(&home, entry.id).await.map_err(|e| e.about(text(from)))?;
-        }
-        let mut entered = target.ask(enter(None)).await;
-        if matches!(entered, Err(Error::Exists { .. })) && !options.no_replace {
-            let child = target.retire_replaced(from, to).await?;
-            entered = target.ask(enter(Some(child.id()))).await;
-            if let Err(error) = &entered {
-                self.revive(&child, error).await;
-            }
-        }
-        if let Err(error) = &entered
-            && moved.is_none()
-            && !error.is_unavailable()
-        {
-            self.inner.count(&home, entry.id, -1, false).await?;
-        }
-        let replaced = match entered.map_err(|error| error.about(text(to)))? {
-            LccReply::Entry { replaced, .. } => replaced,
-            reply => return Err(unexpected(&reply)),
-        };
-        // The new name is on the disks before the old one is removed.
-        target.sync().await.map_err(|error| error.about(text(to)))?;
-        let flags = UnlinkFlags { keep: moved.is_some(), directory: moved.is_some() };
-        let unlinked = self.ask(self.unlink_op(from, Some(entry.id), flags)).await;
-        match unlinked {
-            Ok(LccReply::Removed { entry, .. }) => self.count_down(entry).await?,
-            Ok(reply) => return Err(unexpected(&reply)),
-            // Somebody else removed or replaced the old name meanwhile, and counted it.
-            Err(Error::NotFound { .. } | Error::Conflict { .. }) => {}
-            Err(error) => return Err(error.about(text(from))),
-        }
-        if let Some(moved) = moved {
-            let operation = self.inner.reach.operation();
-            let parent = target.layout.clone();
-            moved.ask(DirectoryOp::SetParent { operation, parent }).await?;
-        }
-        target.count_down(replaced).await
-    }
-
-    /// Both are names of one file: POSIX says that nothing happens. If it has only one, a rename was
-    /// interrupted between its two steps, and is finished.
-    async fn rename_onto_itself(
-        &self,
-        from: &[u8],
-        entry: &DirectoryEntry,
-        options: RenameOptions,
-    ) -> Result<(), Error> {
-        if options.no_replace {
-            return Err(Error::Exists { path: text(from) });
-        }
-        let node = self.inner.node_of(&self.layout, entry, None).await?;
-        if 1 < node.attributes.nlink {
-            return Ok(());
-        }
-        let flags = UnlinkFlags { keep: true, directory: false };
-        self.ask(self.unlink_op(from, Some(entry.id), flags)).await.map(|_| ())
-    }
-
-    /// A directory cannot become its own descendant.
-    async fn check_not_below(&self, moved: &Self, to: &[u8]) -> Result<(), Error> {
-        let mut above = self.clone();
-        for _ in 0..DEPTH_MAX {
-            if above.id() == moved.id() {
-                let reason = "a directory cannot be moved into itself".into();
-                return Err(Error::Invalid { path: text(to), reason });
-            }
-            let next = above.parent().await?;
-            if next.id() == above.id() {
-                return Ok(());
-            }
-            above = next;
-        }
-        Err(Error::Invalid { path: text(to), reason: "too many directories above".into() })
     }
 
     /// Gives a file one more name.
     pub async fn link(&self, node: &Node, name: &[u8]) -> Result<(), Error> {
         check_name(name)?;
-        if node.is_directory() {
-            let reason = "a directory has one name only".into();
-            return Err(Error::Invalid { path: text(name), reason });
-        }
-        self.inner.count_up(&node.home, node.id()).await?;
-        let enter = DirectoryOp::Enter {
+        let link = DirectoryOp::Link {
             operation: self.inner.reach.operation(),
             name: Bytes::copy_from_slice(name),
             id: node.id(),
             kind: node.kind(),
             home: node.home.clone(),
-            if_exists: IfExists::Fail,
-            replaced_directory: None,
         };
-        match self.ask(enter).await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                if !error.is_unavailable() {
-                    self.inner.count(&node.home, node.id(), -1, false).await?;
-                }
-                Err(error.about(text(name)))
-            }
+        if node.is_directory() {
+            let reason = "a directory has one name only".into();
+            return Err(Error::Invalid { path: text(name), reason });
         }
+        self.ask(link).await.map(|_| ()).map_err(|error| error.about(text(name)))
     }
 
     /// A handle on the bytes of a file here.
@@ -563,45 +390,6 @@ impl Directory {
     pub(crate) fn child(&self, entry: &DirectoryEntry) -> Option<Self> {
         let home = entry.home.as_ref().filter(|_| entry.kind == FileKind::Directory)?;
         Some(Self::new(self.inner.clone(), home.clone()))
-    }
-
-    /// From now on nothing can be made there; a directory that has something is `NotEmpty`.
-    async fn retire(&self) -> Result<(), Error> {
-        let operation = self.inner.reach.operation();
-        match self.ask(DirectoryOp::Retire { operation }).await {
-            // A power cut of all servers left its name and not the directory.
-            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The name of a retired directory could not be removed: it comes back, unless it is not known
-    /// whether the name went.
-    async fn revive(&self, child: &Self, error: &Error) {
-        if error.is_unavailable() {
-            return;
-        }
-        let operation = self.inner.reach.operation();
-        if let Err(error) = child.ask(DirectoryOp::Revive { operation }).await {
-            tracing::warn!(directory = %child.id(), %error, "a directory stays retired");
-        }
-    }
-
-    /// A name here is gone; if the attributes of what it named are kept elsewhere, it is counted down
-    /// there once the removal is on the disks.
-    async fn count_down(&self, entry: Option<DirectoryEntry>) -> Result<(), Error> {
-        let Some(DirectoryEntry { id, home: Some(home), kind, .. }) = entry else {
-            return Ok(());
-        };
-        if kind == FileKind::Directory {
-            return Ok(());
-        }
-        self.sync().await?;
-        match self.inner.count(&home, id, -1, false).await {
-            // Somebody else's count went down to nothing: there is nothing left to count.
-            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     fn unlink_op(
@@ -675,22 +463,6 @@ impl Inner {
             reply => Err(unexpected(&reply)),
         }
     }
-
-    async fn count(
-        &self,
-        home: &GroupLayout,
-        id: DeviceId,
-        nlink: i32,
-        stable: bool,
-    ) -> Result<(), Error> {
-        let changes = AttributeChanges { nlink, ..AttributeChanges::default() };
-        self.set_attributes(home, id, changes, stable).await.map(|_| ())
-    }
-
-    /// One name more, on the disks before it is entered elsewhere.
-    async fn count_up(&self, home: &GroupLayout, id: DeviceId) -> Result<(), Error> {
-        self.count(home, id, 1, true).await
-    }
 }
 
 pub(crate) fn new_attributes(kind: FileKind, new: &EntryAttributes) -> NewAttributes {
@@ -759,6 +531,3 @@ pub(crate) fn unexpected(reply: &LccReply) -> Error {
 fn protocol(reason: &str) -> Error {
     Error::Protocol { path: "a local controller".into(), reason: reason.into() }
 }
-
-/// Directories above each other, at most: as many as a path can name.
-const DEPTH_MAX: usize = 2048;

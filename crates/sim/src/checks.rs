@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use braid_client::{Client, Error};
-use braid_terms::DiskId;
+use braid_client::{Client, Error, FileKind};
+use braid_terms::{DeviceId, DiskId};
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::Role;
@@ -37,6 +37,7 @@ impl World {
         for (name, found) in settled {
             self.oracle.borrow_mut().settle_name(&name, found);
         }
+        self.check_link_counts(&client).await;
         for log in LOGS {
             self.check_log(&client, log).await;
         }
@@ -53,6 +54,49 @@ impl World {
         if self.heals().await && self.violation.borrow().is_none() {
             self.check_redundancy(settings).await;
         }
+    }
+
+    /// Each file counts as many names as it has, and each directory as many directories. What was under
+    /// way when its client was killed may go on for a while. Source: W-7.
+    async fn check_link_counts(&self, client: &Client) {
+        let mut wrong = None;
+        for _ in 0..COUNT_LOOKS {
+            wrong = match self.wrong_link_count(client).await {
+                Ok(wrong) => wrong,
+                Err(error) => Some(format!("link counts cannot be looked at: {error}")),
+            };
+            if wrong.is_none() {
+                return self.reach("link counts compared");
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        wrong.into_iter().for_each(|wrong| self.violate(wrong));
+    }
+
+    async fn wrong_link_count(&self, client: &Client) -> Result<Option<String>, Error> {
+        let mut files: BTreeMap<DeviceId, (u32, Vec<String>)> = BTreeMap::new();
+        for directory in DIRECTORIES {
+            let entries = client.list(slashed(directory), false).await?.all().await?;
+            let directories = entries.iter().filter(|entry| entry.kind == FileKind::Directory);
+            let expected = 2 + directories.count() as u32;
+            let node = client.lookup(slashed(directory)).await?;
+            if node.attributes.nlink != expected {
+                let found = node.attributes.nlink;
+                return Ok(Some(format!("{directory}/ counts {found}, not {expected}")));
+            }
+            for entry in entries.iter().filter(|entry| entry.kind == FileKind::File) {
+                let name = format!("{directory}/{}", String::from_utf8_lossy(&entry.name));
+                let node = client.lookup(&name).await?;
+                let (count, names) = files.entry(node.id()).or_default();
+                *count = node.attributes.nlink;
+                names.push(name);
+            }
+        }
+        let mut wrong =
+            files.into_iter().filter(|(_, (count, names))| *count as usize != names.len());
+        Ok(wrong.next().map(|(id, (count, names))| {
+            format!("file {id} counts {count} names and has {names:?}")
+        }))
     }
 
     /// Two scrubs of each disk end, the second of which begins now at the earliest, and find nothing
@@ -218,6 +262,9 @@ const SCRUB_WAIT: Duration = Duration::from_secs(200);
 
 /// Longest healing, in simulated time.
 const HEAL_WAIT: Duration = Duration::from_secs(120);
+
+/// Looks at link counts until they must be right.
+const COUNT_LOOKS: u32 = 40;
 
 /// How often facts are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);

@@ -151,16 +151,27 @@ impl World {
         if from == to {
             return;
         }
-        let op = self.oracle.borrow_mut().begin_move(&from, &to, false);
+        let options = RenameOptions { exchange: self.random(5) == 0, ..RenameOptions::default() };
+        let op = match options.exchange {
+            true => self.oracle.borrow_mut().begin_exchange(&from, &to),
+            false => self.oracle.borrow_mut().begin_move(&from, &to, false),
+        };
         self.tell_op(number, op);
-        let renamed = client.rename(&from, &to, RenameOptions::default()).await;
-        let within = directory_of(&from) == directory_of(&to);
-        self.note(if within { "rename" } else { "rename across directories" }, &renamed);
+        let renamed = client.rename(&from, &to, options).await;
+        self.note(
+            match (directory_of(&from) == directory_of(&to), options.exchange) {
+                (true, false) => "rename",
+                (true, true) => "exchange",
+                (false, false) => "rename across directories",
+                (false, true) => "exchange across directories",
+            },
+            &renamed,
+        );
         let mut oracle = self.oracle.borrow_mut();
         match renamed {
             Ok(()) => oracle.ended(op),
             // One request, so it did nothing.
-            Err(Error::NotFound { .. }) if within => oracle.refused(op),
+            Err(Error::NotFound { .. } | Error::NotEmpty { .. }) => oracle.refused(op),
             Err(_) => {}
         }
     }

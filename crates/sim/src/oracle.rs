@@ -10,6 +10,7 @@
 //! seen(value)    must be a candidate that was not gone when the read began; its operation has ended
 //!                now, and other candidates that ended before the read began are gone
 //! ```
+//! An operation on two names happens at both or at none: what shows it at one ends it at the other.
 //! So a read is wrong exactly when no order of the operations explains it with what was known before,
 //! register by register (linearizability of each block and each name).
 //! A power cut of the site brings candidates back, except those that a sync has buried: they were
@@ -18,7 +19,7 @@
 //! R1 A register never loses the candidate that is its true value.
 //! R2 An operation that was seen never becomes unseen, unless the site loses its power.
 //! # Source
-//! W-3, W-6, W-9, W-10, DESIGN 12.
+//! W-3, W-6, W-7, W-9, W-10, DESIGN 12.
 
 use std::collections::BTreeMap;
 
@@ -135,6 +136,14 @@ impl Oracle {
         op
     }
 
+    /// Each of two names shall stand for what the other stands for.
+    pub fn begin_exchange(&mut self, one: &str, other: &str) -> OpId {
+        let op = self.op(format!("exchange {one} {other}"));
+        self.change_name(op, other, Named::From(one.to_owned()));
+        self.change_name(op, one, Named::From(other.to_owned()));
+        op
+    }
+
     fn change_name(&mut self, op: OpId, name: &str, value: Named) {
         let begin = self.get(op).interval.begin;
         let register =
@@ -225,7 +234,7 @@ impl Oracle {
                 (Named::Thing(thing), Sight::Thing(found)) => *thing == found,
                 (Named::From(source), Sight::Thing(found)) => {
                     let until = interval.end.min(end);
-                    self.things(source, (interval.begin, until), None, 0).contains(&found)
+                    self.things(source, (interval.begin, until), Some(*op), 0).contains(&found)
                 }
             };
             if does_fit {
@@ -245,7 +254,26 @@ impl Oracle {
             return Err(format!("{name} is {found} from {begin} to {end}, expected {known:?}"));
         }
         self.names.get_mut(name).expect("looked at").seen(&fits, begin, end);
+        if let [op] = fits[..] {
+            self.happened(op, name, end);
+        }
         Ok(())
+    }
+
+    /// What `name` shows can only be the doing of this operation: then it was done to its other name,
+    /// too. Source: W-7.
+    fn happened(&mut self, op: OpId, name: &str, end: Tick) {
+        if op == OpId(0) {
+            return;
+        }
+        let names = self.get(op).names.clone();
+        let [to, from] = &names[..] else { return };
+        if self.may_be_one(op, from, to) {
+            return;
+        }
+        for other in names.iter().filter(|other| *other != name) {
+            self.names.get_mut(other).expect("begun").ended(op, end);
+        }
     }
 
     /// New bytes at a place of a file.

@@ -23,7 +23,10 @@ use braid_terms::{
 use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
 use braid_wire::header::{self, FrameKind, Header};
 use braid_wire::io::{Io, IoRefusal, IoReply, IoRequest};
-use braid_wire::lcc::{FileOp, GroupDescription, Lcc, LccRefusal, LccReply, LccRequest, LccStatus};
+use braid_wire::lcc::{
+    DirectoryOp, FileData, FileKind, FileOp, GroupDescription, IfExists, Lcc, LccRefusal, LccReply,
+    LccRequest, LccStatus, NewAttributes, OperationId,
+};
 use braid_wire::rpc::{Client, Hello, Peer, Role as WireRole};
 use bytes::Bytes;
 use tokio::task::{JoinHandle, spawn_local};
@@ -50,6 +53,8 @@ pub struct Script {
 pub enum Message {
     ToIo(IoRequest),
     FromIo(Result<IoReply, IoRefusal>),
+    ToLcc(Box<LccRequest>),
+    FromLcc(Box<Result<LccReply, LccRefusal>>),
     ToCoordinator(CoordinatorRequest),
     FromCoordinator(Result<CoordinatorReply, CoordinatorRefusal>),
 }
@@ -129,10 +134,11 @@ impl Script {
         });
     }
 
-    /// Whether every LC answers and no fact is open.
+    /// Whether every LC answers and knows the map, and no fact is open.
     async fn is_whole(&self) -> bool {
         for server in 1..=self.cluster.servers {
-            if self.status(server).await.is_none() {
+            let status = self.status(server).await;
+            if status.is_none_or(|status| status.map_version < self.map.version) {
                 return false;
             }
         }
@@ -163,6 +169,148 @@ impl Script {
             strip_size: BLOCK_SIZE as u32,
             generation: LayoutGeneration(1),
             disks: servers.iter().map(|server| DiskId(*server)).collect(),
+        }
+    }
+
+    /// The root directory.
+    #[must_use]
+    pub fn root(&self) -> GroupLayout {
+        self.map.root.clone().expect("a client is connected, so there is one")
+    }
+
+    /// An id of an operation that was not given before.
+    #[must_use]
+    pub fn operation(&self) -> OperationId {
+        let counter = self.next_device.get();
+        self.next_device.set(counter + 1);
+        OperationId { client: 1, counter }
+    }
+
+    /// A directory with copies on these servers, begun at the LC of `owner`; its number is above those
+    /// of all before. Without a name, unless it gets one.
+    pub async fn directory(
+        &self,
+        servers: &[u32],
+        owner: u32,
+        parent: &GroupLayout,
+    ) -> GroupLayout {
+        let number = self.next_device.replace(self.next_device.get() + 2);
+        let copies = u8::try_from(servers.len()).expect("few servers");
+        let layout = GroupLayout {
+            devices: vec![DeviceId(number), DeviceId(number + 1)],
+            scheme: RaidScheme::Raid1 { copies },
+            strip_size: 64 << 10,
+            generation: LayoutGeneration(1),
+            disks: servers.iter().map(|server| DiskId(*server)).collect(),
+        };
+        let (operation, parent) = (self.operation(), parent.clone());
+        let begin =
+            DirectoryOp::Begin { operation, attributes: plain(FileKind::Directory), parent };
+        self.names_at_last(owner, &layout, begin).await.expect("it is new");
+        layout
+    }
+
+    /// Enters a directory under a name.
+    pub async fn enter(&self, server: u32, into: &GroupLayout, name: &str, of: &GroupLayout) {
+        let enter = DirectoryOp::Enter {
+            operation: self.operation(),
+            name: Bytes::copy_from_slice(name.as_bytes()),
+            id: of.group(),
+            kind: FileKind::Directory,
+            home: of.clone(),
+        };
+        self.names_at_last(server, into, enter).await.expect("the name is free");
+    }
+
+    /// Makes an empty file; its number.
+    pub async fn make(&self, server: u32, directory: &GroupLayout, name: &str) -> DeviceId {
+        let create = DirectoryOp::Create {
+            operation: self.operation(),
+            name: Bytes::copy_from_slice(name.as_bytes()),
+            attributes: plain(FileKind::File),
+            if_exists: IfExists::Replace,
+            stable: false,
+        };
+        match self.names_at_last(server, directory, create).await {
+            Ok(LccReply::Entry { entry, .. }) => entry.id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Asks the LC of a server for something of a directory, once.
+    pub async fn names(
+        &self,
+        server: u32,
+        directory: &GroupLayout,
+        op: DirectoryOp,
+    ) -> Result<LccReply, Failed> {
+        let request = LccRequest::Directory { layout: directory.clone(), op };
+        self.call(server, request, Payload::empty(), CALL_WAIT).await.map(|(reply, _)| reply)
+    }
+
+    /// The same in a task of its own.
+    #[must_use]
+    pub fn begin_names(
+        &self,
+        server: u32,
+        directory: &GroupLayout,
+        op: DirectoryOp,
+    ) -> JoinHandle<Result<LccReply, Failed>> {
+        let (script, directory) = (self.clone(), directory.clone());
+        spawn_local(async move { script.names(server, &directory, op).await })
+    }
+
+    /// The same, again until the owner answers or refuses for good.
+    pub async fn names_at_last(
+        &self,
+        server: u32,
+        directory: &GroupLayout,
+        op: DirectoryOp,
+    ) -> Result<LccReply, LccRefusal> {
+        let ask = async |at_server| match self.names(at_server, directory, op.clone()).await {
+            Ok(reply) => Ok(Ok(reply)),
+            Err(
+                failed @ (Failed::Unanswered
+                | Failed::Refused(
+                    LccRefusal::NotOwner { .. }
+                    | LccRefusal::Unavailable { .. }
+                    | LccRefusal::OutcomeUnknown,
+                )),
+            ) => Err(failed),
+            Err(Failed::Refused(refusal)) => Ok(Err(refusal)),
+        };
+        self.at_last("an operation on a directory", server, ask).await
+    }
+
+    /// What a name in a directory stands for; none if for nothing.
+    pub async fn entry(
+        &self,
+        server: u32,
+        directory: &GroupLayout,
+        name: &str,
+    ) -> Option<DeviceId> {
+        let look = DirectoryOp::Lookup { name: Bytes::copy_from_slice(name.as_bytes()) };
+        match self.names_at_last(server, directory, look).await {
+            Ok(LccReply::Entry { entry, .. }) => Some(entry.id),
+            Err(LccRefusal::NotFound) => None,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    /// How many names a file has by its record; none where there is no record.
+    pub async fn link_count(&self, server: u32, home: &GroupLayout, id: DeviceId) -> Option<u32> {
+        match self.names_at_last(server, home, DirectoryOp::GetAttributes { id }).await {
+            Ok(LccReply::Attributes(attributes)) => Some(attributes.nlink),
+            Err(LccRefusal::NotFound) => None,
+            other => panic!("{id}: {other:?}"),
+        }
+    }
+
+    /// The parent that a directory has by its own record.
+    pub async fn parent(&self, server: u32, directory: &GroupLayout) -> DeviceId {
+        match self.names_at_last(server, directory, DirectoryOp::Parent).await {
+            Ok(LccReply::Layouts(parents)) => parents[0].group(),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -291,7 +439,8 @@ impl Script {
     pub async fn owner(&self, device: &GroupLayout) -> u32 {
         let owner = Cell::new(0);
         let found = async |script: &Self| {
-            owner.set(match script.read(1, device, 0, 1).await {
+            let request = LccRequest::DescribeGroup { layout: device.clone() };
+            owner.set(match script.call(1, request, Payload::empty(), CALL_WAIT).await {
                 Ok(_) => 1,
                 Err(Failed::Refused(LccRefusal::NotOwner { owner: Some((lcc, _)) })) => {
                     lcc.server.0
@@ -578,6 +727,8 @@ fn understand(frame: &FrameSeen<'_>) -> Option<Seen> {
     let message = match (header.kind, frame.from.1, frame.to.1) {
         (FrameKind::Request, _, "io") => Message::ToIo(header::decode(body).ok()?),
         (FrameKind::Reply, "io", _) => Message::FromIo(header::decode(body).ok()?),
+        (FrameKind::Request, _, "lc") => Message::ToLcc(header::decode(body).ok()?),
+        (FrameKind::Reply, "lc", _) => Message::FromLcc(header::decode(body).ok()?),
         (FrameKind::Request, _, "coordinator") => {
             Message::ToCoordinator(header::decode(body).ok()?)
         }
@@ -595,6 +746,25 @@ fn differences(found: &[u8], expected: &[u8]) -> String {
     let wrong = pairs.filter(|(_, (found, expected))| found != expected);
     let wrong: Vec<_> = wrong.map(|(at, (a, b))| format!("{at}: {} not {}", a[0], b[0])).collect();
     format!("{} bytes of {}; blocks {}", found.len(), expected.len(), wrong.join(", "))
+}
+
+/// Attributes of something without bytes.
+fn plain(kind: FileKind) -> NewAttributes {
+    NewAttributes {
+        id: None,
+        kind,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        made: None,
+        atime: None,
+        mtime: None,
+        rdev: 0,
+        data: FileData::None,
+        size: 0,
+        target: None,
+        xattrs: Vec::new(),
+    }
 }
 
 /// One block of equal bytes.

@@ -26,6 +26,7 @@ use braid_terms::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::joint::{Joint, JointId, JointNews, JointStep};
 use crate::rpc::{Role, Service};
 
 /// The service of an LCC.
@@ -337,8 +338,9 @@ pub enum DirectoryOp {
         /// Their numbers.
         devices: Vec<DeviceId>,
     },
-    /// Enters a name for something whose attributes are kept elsewhere: a sub-directory, a hard
-    /// link, the target of a rename across directories. Answer: `Entry`.
+    /// Enters a free name for something whose attributes are kept elsewhere and that counts a name which
+    /// it does not have yet: a directory just begun, or a file that was made without a name. Answer:
+    /// `Entry`.
     Enter {
         /// L2.
         operation: OperationId,
@@ -350,14 +352,22 @@ pub enum DirectoryOp {
         kind: FileKind,
         /// Where its attributes are.
         home: GroupLayout,
-        /// What if the name is there; a directory is replaced only by a directory, and only when
-        /// `replaced_directory` names it (it was retired before).
-        if_exists: IfExists,
-        /// See above.
-        replaced_directory: Option<DeviceId>,
     },
-    /// Removes a name. With attributes kept here and no name left, the data device goes on the
-    /// to-remove list; with attributes elsewhere, the caller counts down there. Answer: `Removed`.
+    /// One more name for a file, in this directory. Answer: `Entry`. Source: W-7.
+    Link {
+        /// L2.
+        operation: OperationId,
+        /// The name; it must be free.
+        name: bytes::Bytes,
+        /// The file.
+        id: DeviceId,
+        /// What it is; no directory.
+        kind: FileKind,
+        /// Where its attributes are.
+        home: GroupLayout,
+    },
+    /// Removes a name. Without a name left the data device goes on the to-remove list; so does a
+    /// directory, which must be empty. Answer: `Removed`. Source: W-7.
     Unlink {
         /// L2.
         operation: OperationId,
@@ -365,26 +375,67 @@ pub enum DirectoryOp {
         name: bytes::Bytes,
         /// Only if it names this.
         only_id: Option<DeviceId>,
-        /// Only the name goes; the number of names of what it named stays (rename).
+        /// A file without a name left keeps its record, which counts one name: it is open.
         keep: bool,
-        /// A directory is meant (its group was retired before); else a directory is refused.
+        /// A directory is meant; else a directory is refused.
         directory: bool,
     },
-    /// Renames within the directory. Answer: `Removed`, what was replaced.
+    /// Gives something here another name. Answer: `Removed`, what was replaced. Source: W-7.
     Rename {
         /// L2.
         operation: OperationId,
-        /// Old name.
+        /// Old name, in this directory.
         from: bytes::Bytes,
+        /// The directory of the new name, if it is another one.
+        target: Option<GroupLayout>,
         /// New name.
         to: bytes::Bytes,
         /// Both names stay, exchanged.
         exchange: bool,
-        /// What if `to` is there; a directory is replaced only when `replaced_directory` names it
-        /// (it was retired before).
+        /// What if `to` is there; a directory is replaced only by a directory, and must be empty.
         if_exists: IfExists,
-        /// See above.
-        replaced_directory: Option<DeviceId>,
+        /// What is replaced must be this, else `Conflict`.
+        only_replaces: Option<DeviceId>,
+        /// A replaced file without a name left keeps its record, as in `Unlink`.
+        keep: bool,
+    },
+    /// To the owner of the root directory, whose group is the rename device: does a `Rename` of a
+    /// directory to another directory. Such renames happen one after the other. Answer: `Removed`.
+    /// Source: O-7.
+    MoveDirectory {
+        /// The directory of the old name.
+        source: GroupLayout,
+        /// The `Rename` that it was asked for.
+        rename: Box<Self>,
+    },
+    /// To a secondary: these steps are to be made if the primary decides so. Answer: `Done` when that is
+    /// stable. `Conflict`: names or counts are not what they must be before. Source: W-7.
+    Intend {
+        /// The change.
+        joint: Box<Joint>,
+        /// What is done here.
+        steps: Vec<JointStep>,
+    },
+    /// To the primary: the change is made. Answer: `Done`. `Conflict`: as in `Intend`, or it was made
+    /// void. Source: W-7.
+    Decide {
+        /// The change.
+        joint: Box<Joint>,
+        /// What is done here.
+        steps: Vec<JointStep>,
+    },
+    /// To a secondary: what became of a change. Answer: `Done`. Source: W-7.
+    Finish {
+        /// Which.
+        id: JointId,
+        /// What.
+        news: JointNews,
+    },
+    /// To the primary: whether a change was made. One that it does not know is made void. Answer:
+    /// `Outcome` when that is stable. Source: W-7.
+    Outcome {
+        /// Which.
+        id: JointId,
     },
     /// Answer: `Attributes`.
     GetAttributes {
@@ -402,22 +453,11 @@ pub enum DirectoryOp {
         /// Answer only when stable.
         stable: bool,
     },
-    /// The directory ends if it is empty: from then on nothing can be made in it. Answer: `Done`.
+    /// A directory without a name ends if it is empty: from then on nothing can be made in it. Answer:
+    /// `Done`.
     Retire {
         /// L2.
         operation: OperationId,
-    },
-    /// Takes `Retire` back (the parent's entry could not be removed). Answer: `Done`.
-    Revive {
-        /// L2.
-        operation: OperationId,
-    },
-    /// Tells the new parent after a rename across directories. Answer: `Done`.
-    SetParent {
-        /// L2.
-        operation: OperationId,
-        /// The new parent's group.
-        parent: GroupLayout,
     },
     /// The parent's group. Answer: `Layouts` with one.
     Parent,
@@ -610,9 +650,6 @@ pub enum LccReply {
         entry: DirectoryEntry,
         /// Its attributes.
         attributes: Option<Box<Attributes>>,
-        /// What a replaced entry named, where its attributes are kept elsewhere: to be counted down
-        /// there.
-        replaced: Option<DirectoryEntry>,
     },
     /// Entries in the order of their cookies.
     Entries {
@@ -625,9 +662,11 @@ pub enum LccReply {
     Removed {
         /// The entry.
         entry: Option<DirectoryEntry>,
-        /// Its attributes of before, where they are kept here.
+        /// Its attributes of before, without inline bytes; none of a directory.
         attributes: Option<Box<Attributes>>,
     },
+    /// To `Outcome`: whether the change was made.
+    Outcome(bool),
     /// Attributes.
     Attributes(Box<Attributes>),
     /// To `Write`.

@@ -196,6 +196,7 @@ fn errno(refusal: &LccRefusal) -> Errno {
         LccRefusal::NotDirectory => Errno::NOTDIR,
         LccRefusal::NotEmpty => Errno::NOTEMPTY,
         LccRefusal::Conflict => Errno::STALE,
+        LccRefusal::BadRequest { .. } => Errno::INVAL,
         _ => Errno::IO,
     }
 }
@@ -264,6 +265,24 @@ impl Inner {
                 self.locks.unlock(&lock);
                 return Ok(LccReply::Done);
             }
+            DirectoryOp::Unlink { name, only_id, keep, directory, .. } => {
+                return self.unlink(id, &name, only_id, (keep, directory));
+            }
+            DirectoryOp::Rename { .. } => return self.rename(id, op),
+            DirectoryOp::Link { name, id: file, kind, home, .. } => {
+                let at = home.group();
+                if !self.directories.get(&at).is_some_and(|d| d.records.contains_key(&file)) {
+                    return Err(LccRefusal::NotFound);
+                }
+                let home = (at != id).then_some(home);
+                let entry = DirectoryEntry { name, id: file, kind, home, cookie: 0 };
+                let directory = self.live(id)?;
+                check_free(directory, &entry.name)?;
+                let entry = directory.put(entry);
+                directory.touch(id);
+                self.count(at, file, 1, false);
+                return Ok(self.directories[&id].entry_reply(entry));
+            }
             DirectoryOp::KeepLocks { locks, .. } => {
                 let lost = locks.into_iter().filter(|lock| self.locks.lock(*lock).is_err());
                 return Ok(LccReply::LostLocks(lost.collect()));
@@ -272,9 +291,19 @@ impl Inner {
         }
         let new_id = DeviceId(self.next_device + 2);
         self.next_device += 2;
+        let replaced = match &op {
+            DirectoryOp::Create { name, .. } => {
+                self.directories.get(&id).and_then(|d| d.names.get(name))
+            }
+            _ => None,
+        };
+        let replaced = replaced.cloned();
         let mut directory = self.directories.remove(&id).ok_or(LccRefusal::NotFound)?;
         let answer = directory.change(id, new_id, op, &mut self.devices);
         self.directories.insert(id, directory);
+        if let (Ok(_), Some(old)) = (&answer, replaced) {
+            self.count(home_of(&old, id), old.id, -1, false);
+        }
         match answer {
             Ok(LccReply::Attributes(record)) if record.id == id => self.own(id),
             answer => answer,
@@ -291,6 +320,151 @@ impl Inner {
     }
 }
 
+/// Names that concern several directories.
+impl Inner {
+    fn live(&mut self, id: DeviceId) -> Result<&mut Directory, LccRefusal> {
+        let directory = self.directories.get_mut(&id).ok_or(LccRefusal::NotFound)?;
+        directory.check_live()?;
+        Ok(directory)
+    }
+
+    fn entry(&self, directory: DeviceId, name: &Bytes) -> Result<DirectoryEntry, LccRefusal> {
+        let directory = self.directories.get(&directory).ok_or(LccRefusal::NotFound)?;
+        directory.names.get(name).cloned().ok_or(LccRefusal::NotFound)
+    }
+
+    fn count(&mut self, home: DeviceId, id: DeviceId, by: i32, keep_last: bool) {
+        let Some(directory) = self.directories.get_mut(&home) else { return };
+        let is_last = directory.records.get(&id).is_some_and(|record| record.nlink == 1);
+        if !(keep_last && is_last && by < 0) {
+            directory.count(id, by, &mut self.devices);
+        }
+    }
+
+    /// What an entry named loses a name; its record of before, if it is a file.
+    fn lose(
+        &mut self,
+        directory: DeviceId,
+        entry: &DirectoryEntry,
+        keep_last: bool,
+    ) -> Result<Option<Box<Attributes>>, LccRefusal> {
+        let home = home_of(entry, directory);
+        if entry.kind == FileKind::Directory {
+            if let Some(ended) = self.directories.get_mut(&home) {
+                if !ended.names.is_empty() {
+                    return Err(LccRefusal::NotEmpty);
+                }
+                ended.retired = true;
+            }
+            return Ok(None);
+        }
+        let record = self.directories.get(&home).and_then(|d| d.records.get(&entry.id)).cloned();
+        self.count(home, entry.id, -1, keep_last);
+        Ok(record.map(Box::new))
+    }
+
+    fn unlink(
+        &mut self,
+        id: DeviceId,
+        name: &Bytes,
+        only_id: Option<DeviceId>,
+        (keep, is_directory): (bool, bool),
+    ) -> Answer {
+        let entry = self.entry(id, name)?;
+        if only_id.is_some_and(|id| id != entry.id) {
+            return Err(LccRefusal::Conflict);
+        }
+        match (entry.kind == FileKind::Directory, is_directory) {
+            (true, false) => return Err(LccRefusal::IsDirectory),
+            (false, true) => return Err(LccRefusal::NotDirectory),
+            _ => {}
+        }
+        let before = self.lose(id, &entry, keep)?;
+        let directory = self.directories.get_mut(&id).expect("it has the name");
+        directory.take(name);
+        directory.touch(id);
+        removed(Some(entry), before)
+    }
+
+    fn rename(&mut self, id: DeviceId, op: DirectoryOp) -> Answer {
+        let DirectoryOp::Rename {
+            from, target, to, exchange, if_exists, only_replaces, keep, ..
+        } = op
+        else {
+            unreachable!("asked for a rename only");
+        };
+        let into = target.as_ref().map_or(id, GroupLayout::group);
+        self.live(id)?;
+        self.live(into)?;
+        let moved = self.entry(id, &from)?;
+        let taken = self.entry(into, &to).ok();
+        let back = if exchange { Some(taken.clone().ok_or(LccRefusal::NotFound)?) } else { None };
+        if only_replaces.is_some() && only_replaces != taken.as_ref().map(|taken| taken.id) {
+            return Err(LccRefusal::Conflict);
+        }
+        if let Some(taken) = &taken {
+            if !exchange {
+                check_replace(&moved, taken, if_exists)?;
+            }
+            if taken.id == moved.id {
+                return removed(None, None);
+            }
+        }
+        self.check_not_below(&moved, into)?;
+        if let Some(back) = &back {
+            self.check_not_below(back, id)?;
+        }
+        let replaced = taken.filter(|_| !exchange);
+        let before = match &replaced {
+            Some(replaced) => self.lose(into, replaced, keep)?,
+            None => None,
+        };
+        self.live(id)?.take(&from);
+        self.enter(moved, id, (into, &to));
+        if let Some(back) = back {
+            self.enter(back, into, (id, &from));
+        }
+        self.live(id)?.touch(id);
+        self.live(into)?.touch(into);
+        removed(replaced, before)
+    }
+
+    /// Something that was in `from` gets this name.
+    fn enter(&mut self, entry: DirectoryEntry, from: DeviceId, (into, name): (DeviceId, &Bytes)) {
+        let home = home_of(&entry, from);
+        let is_directory = entry.kind == FileKind::Directory;
+        let kept_at = entry.home.clone().unwrap_or_else(|| directory_layout(from));
+        let kept_at = (is_directory || home != into).then_some(kept_at);
+        let moved = DirectoryEntry { name: name.clone(), home: kept_at, ..entry };
+        if let Some(home) = self.directories.get_mut(&home) {
+            if is_directory {
+                home.parent = Some(directory_layout(into));
+            }
+            if let Some(record) = home.records.get_mut(&moved.id) {
+                record.ctime = wall();
+                record.version += 1;
+            }
+        }
+        self.directories.get_mut(&into).expect("it is live").put(moved);
+    }
+
+    fn check_not_below(&self, moved: &DirectoryEntry, into: DeviceId) -> Result<(), LccRefusal> {
+        if moved.kind != FileKind::Directory {
+            return Ok(());
+        }
+        let mut at = into;
+        loop {
+            if at == moved.id {
+                return Err(LccRefusal::BadRequest { reason: "below itself".into() });
+            }
+            match self.directories.get(&at).and_then(|d| d.parent.as_ref()) {
+                Some(parent) if parent.group() != at => at = parent.group(),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
 type Devices = BTreeMap<DeviceId, Device>;
 
 impl Directory {
@@ -304,7 +478,7 @@ impl Directory {
         match op {
             DirectoryOp::Lookup { name } => {
                 let entry = self.names.get(&name).cloned().ok_or(LccRefusal::NotFound)?;
-                Ok(self.entry_reply(entry, None))
+                Ok(self.entry_reply(entry))
             }
             DirectoryOp::List { after, limit, attributes } => {
                 Ok(self.list(after, limit, attributes))
@@ -323,48 +497,23 @@ impl Directory {
                     cookie: 0,
                 };
                 if let Some(old) = self.names.get(&entry.name) {
-                    check_replace(&entry, old, if_exists, None)?;
+                    check_replace(&entry, old, if_exists)?;
                 }
                 self.records.insert(new_id, record(new_id, attributes));
                 if entry.name.is_empty() {
-                    return Ok(self.entry_reply(entry, None));
+                    return Ok(self.entry_reply(entry));
                 }
-                let (entry, replaced) = self.put(entry, devices);
+                let entry = self.put(entry);
                 self.touch(own);
-                Ok(self.entry_reply(entry, replaced))
+                Ok(self.entry_reply(entry))
             }
-            DirectoryOp::Enter { name, id, kind, home, if_exists, replaced_directory, .. } => {
+            DirectoryOp::Enter { name, id, kind, home, .. } => {
                 self.check_live()?;
                 let home = (home.group() != own).then_some(home);
-                let entry = DirectoryEntry { name, id, kind, home, cookie: 0 };
-                if let Some(old) = self.names.get(&entry.name) {
-                    check_replace(&entry, old, if_exists, replaced_directory)?;
-                }
-                let (entry, replaced) = self.put(entry, devices);
+                check_free(self, &name)?;
+                let entry = self.put(DirectoryEntry { name, id, kind, home, cookie: 0 });
                 self.touch(own);
-                Ok(self.entry_reply(entry, replaced))
-            }
-            DirectoryOp::Unlink { name, only_id, keep, directory, .. } => {
-                let entry = self.names.get(&name).cloned().ok_or(LccRefusal::NotFound)?;
-                if only_id.is_some_and(|id| id != entry.id) {
-                    return Err(LccRefusal::Conflict);
-                }
-                match (entry.kind == FileKind::Directory, directory) {
-                    (true, false) => return Err(LccRefusal::IsDirectory),
-                    (false, true) => return Err(LccRefusal::NotDirectory),
-                    _ => {}
-                }
-                let attributes = self.kept_here(&entry);
-                self.names.remove(&name);
-                self.cookies.remove(&entry.cookie);
-                if !keep {
-                    self.release(&entry, devices);
-                }
-                self.touch(own);
-                Ok(LccReply::Removed { entry: Some(entry), attributes })
-            }
-            DirectoryOp::Rename { from, to, exchange, if_exists, replaced_directory, .. } => {
-                self.rename(own, &from, &to, exchange, if_exists, replaced_directory, devices)
+                Ok(self.entry_reply(entry))
             }
             DirectoryOp::GetAttributes { id } => {
                 let record = self.records.get(&id).cloned().ok_or(LccRefusal::NotFound)?;
@@ -376,14 +525,6 @@ impl Directory {
                     return Err(LccRefusal::NotEmpty);
                 }
                 self.retired = true;
-                Ok(LccReply::Done)
-            }
-            DirectoryOp::Revive { .. } => {
-                self.retired = false;
-                Ok(LccReply::Done)
-            }
-            DirectoryOp::SetParent { parent, .. } => {
-                self.parent = Some(parent);
                 Ok(LccReply::Done)
             }
             DirectoryOp::Parent => Ok(LccReply::Layouts(self.parent.iter().cloned().collect())),
@@ -402,8 +543,8 @@ impl Directory {
         }
     }
 
-    fn entry_reply(&self, entry: DirectoryEntry, replaced: Option<DirectoryEntry>) -> LccReply {
-        LccReply::Entry { attributes: self.kept_here(&entry), entry, replaced }
+    fn entry_reply(&self, entry: DirectoryEntry) -> LccReply {
+        LccReply::Entry { attributes: self.kept_here(&entry), entry }
     }
 
     fn touch(&mut self, own: DeviceId) {
@@ -413,26 +554,18 @@ impl Directory {
         record.version += 1;
     }
 
-    fn put(
-        &mut self,
-        mut entry: DirectoryEntry,
-        devices: &mut Devices,
-    ) -> (DirectoryEntry, Option<DirectoryEntry>) {
-        let replaced = self.names.remove(&entry.name);
-        if let Some(old) = &replaced {
-            self.cookies.remove(&old.cookie);
-            self.release(old, devices);
-        }
+    fn put(&mut self, mut entry: DirectoryEntry) -> DirectoryEntry {
+        self.take(&entry.name.clone());
         entry.cookie = self.next_cookie;
         self.next_cookie += 1;
         self.cookies.insert(entry.cookie, entry.name.clone());
         self.names.insert(entry.name.clone(), entry.clone());
-        (entry, replaced.filter(|old| old.home.is_some()))
+        entry
     }
 
-    fn release(&mut self, entry: &DirectoryEntry, devices: &mut Devices) {
-        if entry.home.is_none() {
-            self.count(entry.id, -1, devices);
+    fn take(&mut self, name: &Bytes) {
+        if let Some(old) = self.names.remove(name) {
+            self.cookies.remove(&old.cookie);
         }
     }
 
@@ -463,51 +596,6 @@ impl Directory {
         }
         let end = entries.len() < limit as usize;
         LccReply::Entries { entries, end }
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one operation")]
-    fn rename(
-        &mut self,
-        own: DeviceId,
-        from: &Bytes,
-        to: &Bytes,
-        exchange: bool,
-        if_exists: IfExists,
-        replaced_directory: Option<DeviceId>,
-        devices: &mut Devices,
-    ) -> Answer {
-        self.check_live()?;
-        let source = self.names.get(from).cloned().ok_or(LccRefusal::NotFound)?;
-        let target = self.names.get(to).cloned();
-        if exchange {
-            let target = target.ok_or(LccRefusal::NotFound)?;
-            for (entry, place) in [(&source, &target), (&target, &source)] {
-                let moved = DirectoryEntry {
-                    name: place.name.clone(),
-                    cookie: place.cookie,
-                    ..entry.clone()
-                };
-                self.names.insert(place.name.clone(), moved);
-            }
-            self.touch(own);
-            return Ok(LccReply::Removed { entry: None, attributes: None });
-        }
-        if let Some(target) = &target {
-            check_replace(&source, target, if_exists, replaced_directory)?;
-            if target.id == source.id {
-                return Ok(LccReply::Removed { entry: None, attributes: None });
-            }
-        }
-        let attributes = target.as_ref().and_then(|target| self.kept_here(target));
-        self.names.remove(from);
-        self.cookies.remove(&source.cookie);
-        if let Some(record) = self.records.get_mut(&source.id) {
-            record.ctime = wall();
-            record.version += 1;
-        }
-        self.put(DirectoryEntry { name: to.clone(), ..source }, devices);
-        self.touch(own);
-        Ok(LccReply::Removed { entry: target, attributes })
     }
 
     fn set(&mut self, id: DeviceId, changes: AttributeChanges, devices: &mut Devices) -> Answer {
@@ -574,18 +662,29 @@ fn check_replace(
     source: &DirectoryEntry,
     target: &DirectoryEntry,
     if_exists: IfExists,
-    replaced_directory: Option<DeviceId>,
 ) -> Result<(), LccRefusal> {
-    let exists = LccRefusal::Exists { kind: target.kind };
     match (source.kind == FileKind::Directory, target.kind == FileKind::Directory) {
-        _ if if_exists == IfExists::Fail => Err(exists),
+        _ if if_exists == IfExists::Fail => Err(LccRefusal::Exists { kind: target.kind }),
         _ if source.id == target.id => Ok(()),
-        (false, false) => Ok(()),
+        (false, false) | (true, true) => Ok(()),
         (false, true) => Err(LccRefusal::IsDirectory),
         (true, false) => Err(LccRefusal::NotDirectory),
-        (true, true) if replaced_directory == Some(target.id) => Ok(()),
-        (true, true) => Err(exists),
     }
+}
+
+fn check_free(directory: &Directory, name: &Bytes) -> Result<(), LccRefusal> {
+    match directory.names.get(name) {
+        Some(old) => Err(LccRefusal::Exists { kind: old.kind }),
+        None => Ok(()),
+    }
+}
+
+fn home_of(entry: &DirectoryEntry, directory: DeviceId) -> DeviceId {
+    entry.home.as_ref().map_or(directory, GroupLayout::group)
+}
+
+fn removed(entry: Option<DirectoryEntry>, attributes: Option<Box<Attributes>>) -> Answer {
+    Ok(LccReply::Removed { entry, attributes })
 }
 
 impl Device {

@@ -1,19 +1,10 @@
 //! Names: looking up, making, removing, renaming, linking.
 //!
 //! # Theory
-//! A directory's owner changes names and the records made there in one write. What concerns two
-//! groups is a sequence of such writes whose first step decides and whose last step may be missing
-//! after a crash:
-//! ```text
-//! mkdir             Begin at the new group, then Enter at the parent
-//! rmdir             Retire (only if empty), then Unlink at the parent
-//! link              one name more in the record, then Enter
-//! rename            Enter at the target, then Unlink at the source (the record stays at home)
-//! unlink of a link  Unlink, then one name less in the record
-//! ```
+//! Each change of names is one request to the owner of the directory; what concerns other groups, too,
+//! the owners do among themselves (W-7). A new directory is begun in its own group first, listed as an
+//! upload at its parent meanwhile, then entered there.
 //! Removing the last name of a file that is open here leaves its record until the last close.
-//! # Failure
-//! After a crash between two steps a record may count a name too many (bytes stay, nothing is lost).
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -300,13 +291,27 @@ impl<S: Store> Vfs<S> {
         attributes: NewAttributes,
     ) -> Outcome<Arc<Inode>> {
         let layout = self.new_device(DataType::Directory).await?;
+        let upload = DirectoryOp::BeginUploads {
+            operation: self.store.operation(),
+            layouts: vec![layout.clone()],
+        };
         let begin = DirectoryOp::Begin {
             operation: self.store.operation(),
             attributes,
             parent: parent.home.clone(),
         };
-        let LccReply::Attributes(record) = self.directory(&layout, begin).await? else {
-            return Err(Errno::IO);
+        let (listed, begun) = futures_util::future::join(
+            self.directory(&parent.home, upload),
+            self.directory(&layout, begin),
+        )
+        .await;
+        let record = match (listed, begun) {
+            (Ok(_), Ok(LccReply::Attributes(record))) => record,
+            (Ok(_), Ok(_)) => return Err(Errno::IO),
+            (Err(error), _) | (_, Err(error)) => {
+                self.give_up_directory(parent, &layout, error).await;
+                return Err(error);
+            }
         };
         let enter = DirectoryOp::Enter {
             operation: self.store.operation(),
@@ -314,13 +319,11 @@ impl<S: Store> Vfs<S> {
             id: layout.group(),
             kind: FileKind::Directory,
             home: layout.clone(),
-            if_exists: IfExists::Fail,
-            replaced_directory: None,
         };
         let entered = self.directory(&parent.home, enter).await;
         Self::touch(parent);
         if let Err(error) = entered {
-            self.remove_directory(&layout).await;
+            self.give_up_directory(parent, &layout, error).await;
             return Err(error);
         }
         let inode = self.hear(&layout, *record);
@@ -329,16 +332,17 @@ impl<S: Store> Vfs<S> {
         Ok(inode)
     }
 
-    /// Removes a directory's group that has no name; what fails is left to the owner's scan.
-    async fn remove_directory(&self, layout: &GroupLayout) {
-        let retire = DirectoryOp::Retire { operation: self.store.operation() };
-        let retired = self.directory(layout, retire).await;
-        let removed = match retired {
-            Ok(_) | Err(Errno::NOENT) => self.directory(layout, DirectoryOp::Remove).await,
-            Err(error) => Err(error),
+    /// A directory that got no name goes; where that is not known, the owner of its parent finds out.
+    async fn give_up_directory(&self, parent: &Inode, layout: &GroupLayout, error: Errno) {
+        if error == Errno::IO {
+            return;
+        }
+        let op = DirectoryOp::AbandonUploads {
+            operation: self.store.operation(),
+            devices: vec![layout.group()],
         };
-        if let Err(error) = removed {
-            tracing::debug!(group = %layout.group(), ?error, "a removed directory is left behind");
+        if let Err(error) = self.directory(&parent.home, op).await {
+            tracing::debug!(group = %layout.group(), ?error, "an upload is left to its owner");
         }
     }
 
@@ -389,48 +393,22 @@ impl<S: Store> Vfs<S> {
         let LccReply::Removed { entry: Some(entry), attributes } = reply? else {
             return Err(Errno::IO);
         };
-        let kept_elsewhere = entry.home.is_some();
-        self.lost_name(parent, &entry, attributes.map(|a| a.nlink), keep || kept_elsewhere).await
+        self.lost_name(&entry, attributes.as_deref(), keep).await;
+        Ok(())
     }
 
-    /// An entry is gone: counts down in the record where the owner of the names did not.
-    async fn lost_name(
-        &self,
-        parent: &Inode,
-        entry: &DirectoryEntry,
-        names_before: Option<u32>,
-        count_here: bool,
-    ) -> Outcome<()> {
-        let home = entry.home.as_ref().unwrap_or(&parent.home);
-        let inode = self.shared.inodes.get(entry.id);
-        if let Some(inode) = &inode {
-            inode.state().fetched_ms = 0;
+    /// A name is gone; `before`: its record as it was. `kept`: without a name left it is still there.
+    async fn lost_name(&self, entry: &DirectoryEntry, before: Option<&Attributes>, kept: bool) {
+        let Some(inode) = self.shared.inodes.get(entry.id) else { return };
+        inode.state().fetched_ms = 0;
+        if before.is_some_and(|record| 1 < record.nlink) {
+            return;
         }
-        if !count_here {
-            if let Some(inode) = &inode
-                && names_before.is_none_or(|count| count <= 1)
-            {
-                inode.state().names = Names::Gone;
-            }
-            return Ok(());
-        }
-        let open = inode.filter(|inode| inode.state().opens > 0);
-        let Some(inode) = open else {
-            return self.count_names(home, entry.id, -1).await.map(drop);
-        };
-        let names = match names_before {
-            Some(count) => count,
-            None => self.fetch_record(home, entry.id).await?.nlink,
-        };
-        if names <= 1 {
-            inode.state().names = Names::Kept;
+        inode.state().names = if kept { Names::Kept } else { Names::Gone };
+        if kept {
             // It may have been closed while the owner was asked.
             self.drop_kept(&inode).await;
-            return Ok(());
         }
-        let record = self.count_names(home, entry.id, -1).await?;
-        self.absorb(&inode, record, true);
-        Ok(())
     }
 
     /// Adds to the number of names in a record.
@@ -462,24 +440,29 @@ impl<S: Store> Vfs<S> {
     pub async fn rmdir(self: &Rc<Self>, parent: DeviceId, name: Bytes) -> Outcome<()> {
         check_name(&name)?;
         let parent = self.shared.inode(parent)?;
-        let (entry, _) = self.find(&parent.home, name.clone()).await?;
-        let group = Self::directory_group(&entry)?;
-        self.retire(&group).await?;
-        let op = DirectoryOp::Unlink {
-            operation: self.store.operation(),
-            name,
-            only_id: Some(entry.id),
-            keep: false,
-            directory: true,
-        };
-        let removed = self.directory(&parent.home, op).await;
-        Self::touch(&parent);
-        if let Err(error) = removed {
-            self.revive(&group).await;
-            return Err(error);
+        for _ in 0..RACES_MAX {
+            let (entry, _) = self.find(&parent.home, name.clone()).await?;
+            let group = Self::directory_group(&entry)?;
+            self.settle_in(group.group()).await;
+            let op = DirectoryOp::Unlink {
+                operation: self.store.operation(),
+                name: name.clone(),
+                only_id: Some(entry.id),
+                keep: false,
+                directory: true,
+            };
+            let removed = self.directory(&parent.home, op).await;
+            Self::touch(&parent);
+            match removed {
+                Err(Errno::STALE) => {}
+                Err(error) => return Err(error),
+                Ok(_) => {
+                    self.directory_gone(entry.id);
+                    return Ok(());
+                }
+            }
         }
-        self.directory_gone(entry.id);
-        Ok(())
+        Err(Errno::BUSY)
     }
 
     fn directory_group(entry: &DirectoryEntry) -> Outcome<GroupLayout> {
@@ -487,19 +470,6 @@ impl<S: Store> Vfs<S> {
             return Err(Errno::NOTDIR);
         }
         entry.home.clone().ok_or(Errno::IO)
-    }
-
-    async fn retire(self: &Rc<Self>, group: &GroupLayout) -> Outcome<()> {
-        self.settle_in(group.group()).await;
-        let op = DirectoryOp::Retire { operation: self.store.operation() };
-        self.directory(group, op).await.map(drop)
-    }
-
-    async fn revive(&self, group: &GroupLayout) {
-        let op = DirectoryOp::Revive { operation: self.store.operation() };
-        if let Err(error) = self.directory(group, op).await {
-            tracing::warn!(group = %group.group(), ?error, "a directory stays retired");
-        }
     }
 
     fn directory_gone(&self, id: DeviceId) {
@@ -523,31 +493,20 @@ impl<S: Store> Vfs<S> {
         if inode.kind == FileKind::Directory {
             return Err(Errno::PERM);
         }
-        // A file that was made without a name is counted as if it had one.
         let names = inode.state().names;
-        match names {
-            Names::Some => self.count_names(&inode.home, id, 1).await.map(drop)?,
-            // What was synced before it had a name is to be there with it.
-            Names::NotYet => self.flush(&inode, Depth::Held).await?,
-            Names::Kept | Names::Gone => return Err(Errno::NOENT),
-        }
-        let enter = DirectoryOp::Enter {
-            operation: self.store.operation(),
-            name,
-            id,
-            kind: inode.kind,
-            home: inode.home.clone(),
-            if_exists: IfExists::Fail,
-            replaced_directory: None,
-        };
-        let entered = self.directory(&parent.home, enter).await;
-        Self::touch(&parent);
-        if let Err(error) = entered {
-            if names == Names::Some {
-                self.count_names(&inode.home, id, -1).await?;
+        let (operation, home, kind) = (self.store.operation(), inode.home.clone(), inode.kind);
+        let op = match names {
+            Names::Some => DirectoryOp::Link { operation, name, id, kind, home },
+            // It is counted as if it had a name. What was synced before is to be there with it.
+            Names::NotYet => {
+                self.flush(&inode, Depth::Held).await?;
+                DirectoryOp::Enter { operation, name, id, kind, home }
             }
-            return Err(error);
-        }
+            Names::Kept | Names::Gone => return Err(Errno::NOENT),
+        };
+        let entered = self.directory(&parent.home, op).await;
+        Self::touch(&parent);
+        entered?;
         inode.state().names = Names::Some;
         self.refetch(&inode).await?;
         inode.lookups.fetch_add(1, Ordering::Relaxed);
@@ -604,230 +563,68 @@ impl<S: Store> Vfs<S> {
             (RenameMode::Exchange, None) => return Err(Errno::NOENT),
             _ => {}
         }
-        if mode != RenameMode::Exchange
-            && let Some(taken) = &taken
-        {
+        if let Some(taken) = &taken {
             if taken.id == moved.id {
                 return Ok(()); // Two names of one file: nothing happens.
             }
-            match (moved.kind == FileKind::Directory, taken.kind == FileKind::Directory) {
-                (true, false) => return Err(Errno::NOTDIR),
-                (false, true) => return Err(Errno::ISDIR),
-                _ => {}
+            if mode != RenameMode::Exchange && taken.kind == FileKind::Directory {
+                self.settle_in(taken.id).await;
             }
         }
-        let homes = [source.0.home.group(), target.0.home.group()];
-        let touched: Vec<_> = match &taken {
-            Some(taken) if mode == RenameMode::Exchange => vec![moved.clone(), taken.clone()],
-            _ => vec![moved.clone()],
+        let is_open = |id| self.shared.inodes.get(id).is_some_and(|inode| inode.is_open_file());
+        let keep = mode != RenameMode::Exchange && taken.as_ref().is_some_and(|t| is_open(t.id));
+        let is_across = source.0.home.group() != target.0.home.group();
+        let op = DirectoryOp::Rename {
+            operation: self.store.operation(),
+            from: source.1,
+            target: is_across.then(|| target.0.home.clone()),
+            to: target.1,
+            exchange: mode == RenameMode::Exchange,
+            if_exists: if taken.is_some() { IfExists::Replace } else { IfExists::Fail },
+            only_replaces: taken.as_ref().map(|entry| entry.id),
+            keep,
         };
-        if mode == RenameMode::Exchange {
-            self.exchange(source, target, moved, taken.ok_or(Errno::NOENT)?).await?;
-        } else {
-            self.replace(source, target, moved, taken).await?;
+        let replaced = match self.directory(&source.0.home, op).await {
+            // Somebody made it meanwhile.
+            Err(Errno::EXIST) if mode == RenameMode::Replace => return Err(Errno::STALE),
+            Ok(LccReply::Removed { entry, attributes }) => entry.map(|entry| (entry, attributes)),
+            Ok(_) => return Err(Errno::IO),
+            Err(error) => return Err(error),
+        };
+        match &replaced {
+            Some((entry, _)) if entry.kind == FileKind::Directory => self.directory_gone(entry.id),
+            Some((entry, before)) => self.lost_name(entry, before.as_deref(), keep).await,
+            None => {}
         }
-        for entry in touched {
-            let within = homes[0] == homes[1] && entry.home.is_none();
-            self.touch_renamed(&entry, within).await;
+        let back = taken.filter(|_| mode == RenameMode::Exchange);
+        let both = [source.0.home.group(), target.0.home.group()];
+        for (entry, parent) in
+            std::iter::once((moved, &target.0)).chain(back.map(|back| (back, &source.0)))
+        {
+            if let Some(inode) = self.shared.inodes.get(entry.id) {
+                inode.parent.store(parent.id.0, Ordering::Relaxed);
+                inode.state().fetched_ms = 0;
+            }
+            let is_touched = match &entry.home {
+                None => true,
+                Some(_) if entry.kind == FileKind::Directory => is_across,
+                Some(home) => is_across && both.contains(&home.group()),
+            };
+            if !is_touched {
+                self.touch_renamed(&entry).await;
+            }
         }
         Ok(())
     }
 
-    /// What got a new name has a new time of change. Where its record is not in the directory of the
-    /// rename, the owner of the names did not see to that.
-    async fn touch_renamed(&self, entry: &DirectoryEntry, is_done: bool) {
+    /// What got a new name has a new time of change. Where its record is in neither directory of the
+    /// rename, their owners did not see to that.
+    async fn touch_renamed(&self, entry: &DirectoryEntry) {
         let Some(inode) = self.shared.inodes.get(entry.id) else { return };
-        inode.state().fetched_ms = 0;
-        if is_done {
-            return;
-        }
         let mode = Some(inode.state().record.mode);
         let changes = AttributeChanges { mode, ..AttributeChanges::default() };
         if let Err(error) = self.change_record(&inode, changes, false).await {
             tracing::debug!(id = %entry.id, ?error, "renamed, and its time of change is old");
-        }
-    }
-
-    /// A rename that replaces what has the name.
-    async fn replace(
-        self: &Rc<Self>,
-        source: (Arc<Inode>, Bytes),
-        target: (Arc<Inode>, Bytes),
-        moved: DirectoryEntry,
-        taken: Option<DirectoryEntry>,
-    ) -> Outcome<()> {
-        let replaced_group = match &taken {
-            Some(entry) if entry.kind == FileKind::Directory => Some(Self::directory_group(entry)?),
-            _ => None,
-        };
-        if let Some(group) = &replaced_group {
-            self.retire(group).await?;
-        }
-        let within = source.0.id == target.0.id;
-        let outcome = if within {
-            self.replace_within(&source.0, source.1, target.1, taken.as_ref()).await
-        } else {
-            self.replace_across(&source, &target, &moved, taken.as_ref()).await
-        };
-        match (&outcome, replaced_group, taken) {
-            (Ok(()), Some(_), Some(entry)) => self.directory_gone(entry.id),
-            (Err(_), Some(group), _) => self.revive(&group).await,
-            _ => {}
-        }
-        outcome
-    }
-
-    async fn replace_within(
-        &self,
-        parent: &Arc<Inode>,
-        from: Bytes,
-        to: Bytes,
-        taken: Option<&DirectoryEntry>,
-    ) -> Outcome<()> {
-        let is_open = taken
-            .and_then(|entry| self.shared.inodes.get(entry.id))
-            .is_some_and(|inode| inode.is_open_file());
-        if is_open && let Some(taken) = taken {
-            // The owner would drop the record; the exchange is as atomic for who looks at `to`.
-            self.rename_op(parent, from.clone(), to, true, None).await?;
-            return self.unlink_once(parent, from, Some(taken.id), true).await;
-        }
-        let directory = taken.filter(|entry| entry.kind == FileKind::Directory);
-        let reply = self.rename_op(parent, from, to, false, directory.map(|e| e.id)).await?;
-        if let LccReply::Removed { entry: Some(entry), attributes } = reply
-            && entry.kind != FileKind::Directory
-        {
-            let kept_elsewhere = entry.home.is_some();
-            self.lost_name(parent, &entry, attributes.map(|a| a.nlink), kept_elsewhere).await?;
-        }
-        Ok(())
-    }
-
-    async fn rename_op(
-        &self,
-        parent: &Inode,
-        from: Bytes,
-        to: Bytes,
-        exchange: bool,
-        replaced_directory: Option<DeviceId>,
-    ) -> Outcome<LccReply> {
-        let op = DirectoryOp::Rename {
-            operation: self.store.operation(),
-            from,
-            to,
-            exchange,
-            if_exists: IfExists::Replace,
-            replaced_directory,
-        };
-        self.directory(&parent.home, op).await
-    }
-
-    /// Enters the name at the target, then removes the one at the source.
-    async fn replace_across(
-        &self,
-        source: &(Arc<Inode>, Bytes),
-        target: &(Arc<Inode>, Bytes),
-        moved: &DirectoryEntry,
-        taken: Option<&DirectoryEntry>,
-    ) -> Outcome<()> {
-        if moved.kind == FileKind::Directory {
-            self.check_not_below(moved.id, &target.0).await?;
-        }
-        let replaced_directory =
-            taken.filter(|entry| entry.kind == FileKind::Directory).map(|entry| entry.id);
-        if let Some(taken) = taken
-            && self.shared.inodes.get(taken.id).is_some_and(|inode| inode.is_open_file())
-        {
-            // The owner would drop its record.
-            self.unlink_once(&target.0, target.1.clone(), Some(taken.id), true).await?;
-        }
-        let home = moved.home.clone().unwrap_or_else(|| source.0.home.clone());
-        let enter = DirectoryOp::Enter {
-            operation: self.store.operation(),
-            name: target.1.clone(),
-            id: moved.id,
-            kind: moved.kind,
-            home: home.clone(),
-            if_exists: if taken.is_some() { IfExists::Replace } else { IfExists::Fail },
-            replaced_directory,
-        };
-        let entered = match self.directory(&target.0.home, enter).await {
-            Err(Errno::EXIST) => return Err(Errno::STALE),
-            outcome => outcome?,
-        };
-        if let LccReply::Entry { replaced: Some(entry), .. } = entered
-            && entry.kind != FileKind::Directory
-        {
-            self.lost_name(&target.0, &entry, None, true).await?;
-        }
-        let unlink = DirectoryOp::Unlink {
-            operation: self.store.operation(),
-            name: source.1.clone(),
-            only_id: Some(moved.id),
-            keep: true,
-            directory: moved.kind == FileKind::Directory,
-        };
-        self.directory(&source.0.home, unlink).await?;
-        self.moved(moved.id, &home, &target.0, moved.kind).await;
-        Ok(())
-    }
-
-    /// Both names are exchanged.
-    async fn exchange(
-        &self,
-        source: (Arc<Inode>, Bytes),
-        target: (Arc<Inode>, Bytes),
-        moved: DirectoryEntry,
-        taken: DirectoryEntry,
-    ) -> Outcome<()> {
-        if source.0.id == target.0.id {
-            return self.rename_op(&source.0, source.1, target.1, true, None).await.map(drop);
-        }
-        for (entry, into) in [(&moved, &target.0), (&taken, &source.0)] {
-            if entry.kind == FileKind::Directory {
-                self.check_not_below(entry.id, into).await?;
-            }
-        }
-        // Over two groups there is no exchange in one write: by way of a third name.
-        self.unique.set(self.unique.get() + 1);
-        let hidden = format!(".braid-exchange-{}-{}", taken.id, self.unique.get());
-        let aside = (source.0.clone(), Bytes::from(hidden));
-        self.replace_across(&target, &aside, &taken, None).await?;
-        self.replace_across(&source, &target, &moved, None).await?;
-        self.replace_within(&source.0, aside.1, source.1, None).await
-    }
-
-    /// A directory cannot move below itself.
-    async fn check_not_below(&self, id: DeviceId, into: &Arc<Inode>) -> Outcome<()> {
-        let mut at = into.home.clone();
-        loop {
-            if at.group() == id {
-                return Err(Errno::INVAL);
-            }
-            if at.group() == self.shared.root {
-                return Ok(());
-            }
-            let LccReply::Layouts(parents) = self.directory(&at, DirectoryOp::Parent).await? else {
-                return Err(Errno::IO);
-            };
-            at = parents.into_iter().next().ok_or(Errno::IO)?;
-        }
-    }
-
-    async fn moved(&self, id: DeviceId, home: &GroupLayout, parent: &Inode, kind: FileKind) {
-        if let Some(inode) = self.shared.inodes.get(id) {
-            inode.parent.store(parent.id.0, Ordering::Relaxed);
-            inode.state().fetched_ms = 0;
-        }
-        if kind != FileKind::Directory {
-            return;
-        }
-        let op = DirectoryOp::SetParent {
-            operation: self.store.operation(),
-            parent: parent.home.clone(),
-        };
-        if let Err(error) = self.directory(home, op).await {
-            tracing::warn!(%id, ?error, "a renamed directory does not know its parent");
         }
     }
 }

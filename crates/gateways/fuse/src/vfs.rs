@@ -162,8 +162,6 @@ pub struct Vfs<S> {
     pub read_bytes: Cell<u64>,
     /// When space was asked for, and the answer.
     space: Cell<(u64, Space)>,
-    /// Names made in advance of their use by this number.
-    pub unique: Cell<u64>,
     /// The client process that holds locks.
     pub session: u64,
     /// What it holds.
@@ -299,7 +297,6 @@ impl<S: Store> Vfs<S> {
             read_order: RefCell::default(),
             read_bytes: Cell::new(0),
             space: Cell::default(),
-            unique: Cell::new(0),
             session,
             locks: HeldLocks::default(),
             closing: Cell::new(0),

@@ -23,7 +23,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use braid_terms::{DeviceId, GroupLayout};
-use braid_wire::lcc::{DirectoryOp, LccRefusal, LccReply};
+use braid_wire::joint::JointId;
+use braid_wire::lcc::{DirectoryOp, LccRefusal, LccReply, OperationId};
 use futures_util::future::try_join_all;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
@@ -31,9 +32,10 @@ use tokio::task::spawn_local;
 use super::access::{GroupAccess, Part};
 use super::log::{Checkpoint, Log, LogRole, LogWrite, Replay, Step};
 use super::pending::{self, BatchNumber, Pending};
-use super::record::Change;
+use super::record::{Change, KIND_INTENT};
 use super::rules::{self, Circumstances, Verdict};
 use super::state::State;
+use super::steps;
 
 /// A directory of which this LCC is the owner.
 pub struct Directory<G> {
@@ -58,6 +60,17 @@ struct Core {
 struct Progress {
     decided: BatchNumber,
     failed: Option<LccRefusal>,
+}
+
+/// What became of a changing operation.
+#[derive(Debug)]
+pub enum Changed {
+    /// It is done.
+    Done(LccReply),
+    /// What it concerns is locked by this intent: nothing is done.
+    Blocked(JointId),
+    /// It concerns other groups, too: nothing is done.
+    Joint,
 }
 
 impl<G: GroupAccess> Directory<G> {
@@ -99,48 +112,148 @@ impl<G: GroupAccess> Directory<G> {
         self: Rc<Self>,
         op: DirectoryOp,
         around: Circumstances,
-    ) -> Result<LccReply, LccRefusal> {
+    ) -> Result<Changed, LccRefusal> {
         let stable = matches!(
             op,
             DirectoryOp::Create { stable: true, .. }
                 | DirectoryOp::SetAttributes { stable: true, .. }
         );
+        let changed =
+            self.carry_out(|state, pending| rules::change(state, pending, op.clone(), &around));
+        let changed = changed.await?;
+        if stable && matches!(changed, Changed::Done(_)) {
+            self.group.sync().await?;
+        }
+        Ok(changed)
+    }
+
+    /// Does what another owner asks for a change over several groups. Source: W-7.
+    pub async fn change_joint(self: Rc<Self>, op: DirectoryOp) -> Result<Changed, LccRefusal> {
+        let changed = self.carry_out(|state, pending| steps::change_joint(state, pending, &op));
+        let changed = changed.await?;
+        let stable = match op {
+            DirectoryOp::Intend { .. } => !braid_terms::planted!("W-7/intents-are-not-stable"),
+            DirectoryOp::Outcome { .. } => true,
+            _ => false,
+        };
+        if stable && matches!(changed, Changed::Done(_)) {
+            self.group.sync().await?;
+        }
+        Ok(changed)
+    }
+
+    async fn carry_out(
+        self: &Rc<Self>,
+        judge: impl Fn(&State, &mut Pending) -> Result<Verdict, LccRefusal>,
+    ) -> Result<Changed, LccRefusal> {
         loop {
             self.check()?;
             if BATCH_BYTES_MAX < self.core.borrow().pending.bytes {
                 self.next_batch().await;
                 continue;
             }
-            let verdict = {
+            let (verdict, newest) = {
                 let core = &mut *self.core.borrow_mut();
-                rules::change(&core.state, &mut core.pending, op.clone(), &around)
+                let verdict = judge(&core.state, &mut core.pending);
+                (verdict, core.pending.newest())
             };
-            let verdict = match verdict {
-                Ok(verdict) => verdict,
+            match verdict {
                 Err(refusal) => {
                     // It may come from what is not decided yet.
-                    let newest = self.core.borrow().pending.newest();
                     self.decided(newest).await?;
                     return Err(refusal);
                 }
-            };
-            let reply = match verdict {
-                Verdict::Repeated(reply) => reply,
-                Verdict::Batched(batch, reply) => {
+                Ok(Verdict::Repeated(reply)) => return Ok(Changed::Done(reply)),
+                Ok(Verdict::Batched(batch, reply)) => {
                     self.begin_writing();
                     self.decided(batch).await?;
-                    reply
+                    return Ok(Changed::Done(reply));
                 }
-                Verdict::RepeatedIn(batch) => {
+                Ok(Verdict::RepeatedIn(batch)) => self.decided(batch).await?,
+                Ok(Verdict::Blocked(intent)) => return Ok(Changed::Blocked(intent)),
+                Ok(Verdict::Joint) => {
+                    // Who looks at what it concerns sees what is decided.
+                    self.decided(newest).await?;
+                    return Ok(Changed::Joint);
+                }
+            }
+        }
+    }
+
+    /// Whether an operation was done here before, and its answer; or the intent that will do it.
+    pub async fn done_before(
+        self: &Rc<Self>,
+        operation: OperationId,
+    ) -> Result<Option<Changed>, LccRefusal> {
+        loop {
+            self.check()?;
+            let verdict = {
+                let core = self.core.borrow();
+                let open = core.state.locked.get(&steps::LockKey::Operation(operation));
+                match open {
+                    Some(intent) => Some(Verdict::Blocked(*intent)),
+                    None => rules::repeated(&core.state, &core.pending, operation),
+                }
+            };
+            return Ok(match verdict {
+                Some(Verdict::RepeatedIn(batch)) => {
                     self.decided(batch).await?;
                     continue;
                 }
-            };
-            if stable {
-                self.group.sync().await?;
-            }
-            return Ok(reply);
+                Some(Verdict::Repeated(reply)) => Some(Changed::Done(reply)),
+                Some(Verdict::Blocked(intent)) => Some(Changed::Blocked(intent)),
+                _ => None,
+            });
         }
+    }
+
+    /// The intent that must end before a look can be answered.
+    pub fn look_waits_for(&self, op: &DirectoryOp) -> Option<JointId> {
+        steps::seen_by(&self.core.borrow().state, op)
+    }
+
+    /// Intents that have not ended, with the groups that decide them.
+    pub fn intents(&self) -> Vec<(JointId, GroupLayout)> {
+        let core = self.core.borrow();
+        let intents = core.state.intents.iter();
+        intents.map(|(id, intent)| (*id, intent.joint.primary.clone())).collect()
+    }
+
+    /// Whether an intent has not ended.
+    pub fn has_intent(&self, id: JointId) -> bool {
+        let core = self.core.borrow();
+        core.state.intents.contains_key(&id)
+            || matches!(core.pending.intents.get(&id), Some((_, Some(_))))
+    }
+
+    /// Waits until an intent has ended, which may not be decided yet.
+    pub async fn intent_ended(&self, id: JointId) -> Result<(), LccRefusal> {
+        let mut progress = self.progress.subscribe();
+        loop {
+            self.check()?;
+            if !self.has_intent(id) {
+                return Ok(());
+            }
+            progress.changed().await.expect("the sender is ours");
+        }
+    }
+
+    /// Changes over several groups that were decided here, with those that are to finish them.
+    pub fn joints(&self) -> Vec<(JointId, Vec<GroupLayout>)> {
+        let core = self.core.borrow();
+        core.state.joints.iter().map(|(id, of)| (*id, of.clone())).collect()
+    }
+
+    /// These are finished and stable everywhere.
+    pub async fn forget_joints(self: Rc<Self>, ids: Vec<JointId>) -> Result<(), LccRefusal> {
+        self.check()?;
+        let batch = {
+            let core = &mut *self.core.borrow_mut();
+            steps::forget(&core.state, &mut core.pending, &ids);
+            core.pending.newest()
+        };
+        self.begin_writing();
+        self.decided(batch).await
     }
 
     /// Answers an operation that changes nothing, from what is decided.
@@ -153,7 +266,7 @@ impl<G: GroupAccess> Directory<G> {
             DirectoryOp::Lookup { name } => {
                 let entry = state.names.get(name).cloned().ok_or(LccRefusal::NotFound)?;
                 let attributes = state.attributes_at(&entry);
-                Ok(LccReply::Entry { entry, attributes, replaced: None })
+                Ok(LccReply::Entry { entry, attributes })
             }
             DirectoryOp::List { after, limit, attributes } => match limit {
                 1..=LIST_MAX => Ok(state.list(*after, *limit as usize, *attributes)),
@@ -374,6 +487,9 @@ fn append(
     });
     for role in ROLES {
         let place = usize::from(role.device_index());
+        if records[place].iter().any(|record| KIND_INTENT <= record.kind) {
+            parts.extend(logs[place].upgrade().map(|root| part(role, &root)));
+        }
         if !records[place].is_empty() {
             parts.push(part(role, &logs[place].append(&records[place])));
         }

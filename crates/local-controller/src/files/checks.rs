@@ -15,23 +15,19 @@ use bytes::Bytes;
 
 use super::record::is_name;
 
-/// Whether a rename may put `source` in the place of `target`.
+/// Whether a rename may put `source` in the place of `target`; a directory must be empty for it.
 pub fn check_replace(
     source: &DirectoryEntry,
     target: &DirectoryEntry,
     if_exists: IfExists,
-    replaced_directory: Option<DeviceId>,
 ) -> Result<(), LccRefusal> {
     let is_directory = |entry: &DirectoryEntry| entry.kind == FileKind::Directory;
-    let exists = LccRefusal::Exists { kind: target.kind };
     match (is_directory(source), is_directory(target)) {
-        _ if if_exists == IfExists::Fail => Err(exists),
+        _ if if_exists == IfExists::Fail => Err(LccRefusal::Exists { kind: target.kind }),
         _ if source.id == target.id => Ok(()),
-        (false, false) => Ok(()),
+        (false, false) | (true, true) => Ok(()),
         (false, true) => Err(LccRefusal::IsDirectory),
         (true, false) => Err(LccRefusal::NotDirectory),
-        (true, true) if replaced_directory == Some(target.id) => Ok(()),
-        (true, true) => Err(exists),
     }
 }
 

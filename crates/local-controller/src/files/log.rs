@@ -132,6 +132,7 @@ impl Log {
     /// The log of a device that was never written, and its root slot.
     pub fn create(device: DeviceId, role: LogRole) -> (Self, LogWrite) {
         let root = Root {
+            format: FORMAT,
             root_generation: 1,
             checkpoint_at: LOG_START,
             checkpoint_length: 0,
@@ -170,6 +171,14 @@ impl Log {
         self.tail = bytes[bytes.len() / BLOCK_SIZE * BLOCK_SIZE..].to_vec();
         assert_eq!(start % BLOCK_SIZE as u64, 0, "a write begins at a block");
         LogWrite { at: start, bytes: bytes.into() }
+    }
+
+    /// Before a record of format 2: says so in the root, if that does not yet. One write with the record.
+    pub fn upgrade(&mut self) -> Option<LogWrite> {
+        (self.root.format < FORMAT).then(|| {
+            self.root.format = FORMAT;
+            self.root.write(self.device, self.role)
+        })
     }
 
     fn frame(&mut self, kind: u8, body: &[u8], target: &mut Vec<u8>) {
@@ -215,6 +224,7 @@ impl Log {
         self.tail.clear();
         self.log_bytes = 0;
         let root = Root {
+            format: FORMAT,
             root_generation: self.root.root_generation + 1,
             checkpoint_at,
             checkpoint_length: bytes.len() as u64,
@@ -466,6 +476,8 @@ enum Found {
 /// What a root slot says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Root {
+    /// Of the records that may follow.
+    format: u32,
     root_generation: u64,
     checkpoint_at: u64,
     checkpoint_length: u64,
@@ -479,7 +491,7 @@ impl Root {
     fn write(&self, device: DeviceId, role: LogRole) -> LogWrite {
         let mut slot = Vec::with_capacity(BLOCK_SIZE);
         slot.extend_from_slice(MAGIC);
-        slot.extend_from_slice(&FORMAT.to_le_bytes());
+        slot.extend_from_slice(&self.format.to_le_bytes());
         slot.extend_from_slice(&[role.device_index(), 0, 0, 0]);
         slot.extend_from_slice(&device.0.to_le_bytes());
         for number in [
@@ -507,14 +519,17 @@ impl Root {
             return None;
         }
         let mut reader = Reader::new(body);
-        let is_ours = reader.take(8).ok()? == MAGIC
-            && reader.u32().ok()? == FORMAT
+        let is_log = reader.take(8).ok()? == MAGIC;
+        let format = reader.u32().ok()?;
+        let is_ours = is_log
+            && (FORMAT_OLDEST..=FORMAT).contains(&format)
             && reader.take(4).ok()? == [role.device_index(), 0, 0, 0]
             && reader.u64().ok()? == device.0;
         if !is_ours {
             return None;
         }
         let root = Self {
+            format,
             root_generation: reader.u64().ok()?,
             checkpoint_at: reader.u64().ok()?,
             checkpoint_length: reader.u64().ok()?,
@@ -602,7 +617,10 @@ pub const HEAD_SIZE: usize = 32;
 
 const MAGIC: &[u8; 8] = b"BRAIDDIR";
 
-const FORMAT: u32 = 1;
+/// 2: intents and decisions of changes over several groups.
+const FORMAT: u32 = 2;
+
+const FORMAT_OLDEST: u32 = 1;
 
 /// Both root slots.
 const ROOTS_SIZE: usize = 2 * BLOCK_SIZE;

@@ -193,3 +193,26 @@ fn growth_asks_for_a_checkpoint() {
     log.begin_checkpoint(&[]);
     assert!(!log.wants_checkpoint(0));
 }
+
+/// A log of before format 2 says so in its root until the first record that is new in it.
+#[test] // Proves: S-6.
+fn a_log_of_format_1_is_read_and_upgraded_with_the_first_new_record() {
+    let (mut device, mut log, records) = written(20);
+    log.root.format = 1;
+    device.write(&log.root.write(DEVICE, LogRole::Names));
+    let (found, end) = device.replay();
+    let mut log = end.unwrap();
+    assert_eq!((found, log.root.format), (records, 1));
+    // One write of the group, so both are there or neither.
+    device.write(&log.upgrade().expect("it is of format 1"));
+    device.write(&log.append([&record(20, 50)]));
+    assert_eq!(log.upgrade(), None);
+    let (found, end) = device.replay();
+    assert_eq!((found.len(), end.unwrap()), (21, log.clone()));
+    for format in [0, 3] {
+        let mut device = device.clone();
+        log.root.format = format;
+        device.write(&log.root.write(DEVICE, LogRole::Names));
+        assert_eq!(device.replay().1.unwrap_err(), Damage::Root, "format {format}");
+    }
+}

@@ -5,6 +5,9 @@
 //! | `requests.rs`   | who answers a request of a client, and with what                         |
 //! | `batch.rs`      | when changes of a directory are decided: group commit, checkpoints       |
 //! | `rules.rs`      | what an operation on a directory changes                                 |
+//! | `steps.rs`      | what a change over several directories locks and does at one of them     |
+//! | `plan.rs`       | what each directory does in such a change                                |
+//! | `joint.rs`      | who asks whom for it                                                     |
 //! | `pending.rs`    | what is changed and not yet decided                                      |
 //! | `checks.rs`     | what is refused                                                          |
 //! | `state.rs`      | a directory as decided                                                   |
@@ -21,15 +24,18 @@ mod batch;
 mod bytes_le;
 mod checks;
 mod file;
+mod joint;
 mod locks;
 mod log;
 mod pending;
+mod plan;
 mod record;
 mod removal;
 mod requests;
 mod root;
 mod rules;
 mod state;
+mod steps;
 
 pub use requests::Files;
 pub(crate) use requests::serve_one_of;

@@ -11,11 +11,13 @@
 use std::collections::BTreeMap;
 
 use braid_terms::{DeviceId, GroupLayout};
+use braid_wire::joint::JointId;
 use braid_wire::lcc::{Attributes, DirectoryEntry, OperationId};
 use bytes::Bytes;
 
 use super::record::{Answer, Change, OwnState, Upload};
 use super::state::State;
+use super::steps::Intent;
 
 /// Number of a batch, in the order of deciding.
 pub type BatchNumber = u64;
@@ -30,6 +32,9 @@ pub struct Pending {
     pub uploads: Overlay<DeviceId, Upload>,
     pub to_remove: Overlay<DeviceId, GroupLayout>,
     pub operations: Overlay<OperationId, Answer>,
+    pub intents: Overlay<JointId, Intent>,
+    pub joints: Overlay<JointId, Vec<GroupLayout>>,
+    pub voids: Overlay<JointId, ()>,
     pub own: Option<(BatchNumber, OwnState)>,
     /// In the order of their doing, in the batch that is being collected.
     pub operations_new: Vec<OperationId>,
@@ -69,6 +74,9 @@ impl Pending {
             + count(&self.to_remove, batch)
             + count(&self.attributes, batch)
             + count(&self.names, batch)
+            + count(&self.intents, batch)
+            + count(&self.joints, batch)
+            + count(&self.voids, batch)
     }
 
     /// Ends the batch being collected: its number and changes. A next one begins.
@@ -96,6 +104,15 @@ impl Pending {
             Some(layout) => Change::ToRemove(layout.clone()),
             None => Change::Removed(*device),
         }));
+        changes.extend(in_batch(&self.intents, batch).map(|(id, intent)| match intent {
+            Some(intent) => Change::Intent(Box::new(intent.clone())),
+            None => Change::IntentEnded(*id),
+        }));
+        changes.extend(in_batch(&self.joints, batch).map(|(id, secondaries)| match secondaries {
+            Some(secondaries) => Change::Joint(*id, secondaries.clone()),
+            None => Change::JointEnded(*id),
+        }));
+        changes.extend(in_batch(&self.voids, batch).map(|(id, _)| Change::JointVoid(*id)));
         for operation in std::mem::take(&mut self.operations_new) {
             let (_, answer) = &self.operations[&operation];
             let answer = answer.clone().expect("operations are only added");
@@ -116,6 +133,9 @@ impl Pending {
         settle(&mut self.uploads, batch);
         settle(&mut self.to_remove, batch);
         settle(&mut self.operations, batch);
+        settle(&mut self.intents, batch);
+        settle(&mut self.joints, batch);
+        settle(&mut self.voids, batch);
         self.own.take_if(|(of, _)| *of <= batch);
         self.entries_added -= state.names.len() as i64 - entries_before as i64;
     }

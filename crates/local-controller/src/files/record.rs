@@ -8,12 +8,14 @@
 use braid_terms::{
     DeviceId, DiskId, GrantNumber, GroupLayout, LayoutGeneration, NAME_MAX, WriteNumber,
 };
+use braid_wire::joint::JointId;
 use braid_wire::lcc::{Attributes, DirectoryEntry, FileData, FileKind, FileTime, OperationId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::bytes_le::{Malformed, Reader, put_long, put_short};
 use super::log::{LogRole, Record};
+use super::steps::Intent;
 
 /// One change of a directory's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,6 +42,16 @@ pub enum Change {
     Operation(OperationId, Answer),
     /// The directory's own state.
     Directory(OwnState),
+    /// What is to be done if the primary of a change over several groups decides so. Source: W-7.
+    Intent(Box<Intent>),
+    /// It was done, or is not to be done.
+    IntentEnded(JointId),
+    /// A change over several groups was decided here; these others are to finish it.
+    Joint(JointId, Vec<GroupLayout>),
+    /// They all have finished it.
+    JointEnded(JointId),
+    /// A change over several groups was not made, and never will be.
+    JointVoid(JointId),
 }
 
 /// A device that is being written and has no name yet. Source: F-9.
@@ -69,7 +81,7 @@ pub enum Answer {
     Entry {
         /// The entry that was made.
         entry: DirectoryEntry,
-        /// The entry that it replaced, where the caller is to know.
+        /// None; kept for the form of the record.
         replaced: Option<DirectoryEntry>,
     },
     /// `Removed`; inline bytes are left out.
@@ -153,6 +165,30 @@ impl Change {
                 put_layout(&mut body, &own.parent);
                 KIND_DIRECTORY
             }
+            Self::Intent(intent) => {
+                put_joint_id(&mut body, intent.joint.id);
+                put_layout(&mut body, &intent.joint.primary);
+                put_long(&mut body, &postcard::to_stdvec(intent).expect("it has a finite form"));
+                KIND_INTENT
+            }
+            Self::IntentEnded(id) => {
+                put_joint_id(&mut body, *id);
+                KIND_INTENT_ENDED
+            }
+            Self::Joint(id, secondaries) => {
+                put_joint_id(&mut body, *id);
+                body.push(u8::try_from(secondaries.len()).expect("a change has few groups"));
+                secondaries.iter().for_each(|layout| put_layout(&mut body, layout));
+                KIND_JOINT
+            }
+            Self::JointEnded(id) => {
+                put_joint_id(&mut body, *id);
+                KIND_JOINT_ENDED
+            }
+            Self::JointVoid(id) => {
+                put_joint_id(&mut body, *id);
+                KIND_JOINT_VOID
+            }
         };
         Record { kind, body }
     }
@@ -189,11 +225,39 @@ impl Change {
                 let retired = reader.u8()? != 0;
                 Self::Directory(OwnState { retired, parent: read_layout(&mut reader)? })
             }
+            KIND_INTENT => {
+                let (id, primary) = (read_joint_id(&mut reader)?, read_layout(&mut reader)?);
+                let intent: Intent =
+                    postcard::from_bytes(&reader.long()?).map_err(|_| Malformed)?;
+                if (intent.joint.id, &intent.joint.primary) != (id, &primary) {
+                    return Err(Malformed);
+                }
+                Self::Intent(Box::new(intent))
+            }
+            KIND_INTENT_ENDED => Self::IntentEnded(read_joint_id(&mut reader)?),
+            KIND_JOINT => {
+                let id = read_joint_id(&mut reader)?;
+                let count = reader.u8()?;
+                let secondaries =
+                    (0..count).map(|_| read_layout(&mut reader)).collect::<Result<_, _>>()?;
+                Self::Joint(id, secondaries)
+            }
+            KIND_JOINT_ENDED => Self::JointEnded(read_joint_id(&mut reader)?),
+            KIND_JOINT_VOID => Self::JointVoid(read_joint_id(&mut reader)?),
             _ => return Err(Malformed),
         };
         reader.end()?;
         if change.role() == role { Ok(change) } else { Err(Malformed) }
     }
+}
+
+fn put_joint_id(target: &mut Vec<u8>, id: JointId) {
+    target.extend_from_slice(&id.driver.to_le_bytes());
+    target.extend_from_slice(&id.counter.to_le_bytes());
+}
+
+fn read_joint_id(reader: &mut Reader<'_>) -> Result<JointId, Malformed> {
+    Ok(JointId { driver: reader.u64()?, counter: reader.u64()? })
 }
 
 fn kind_byte(kind: FileKind) -> u8 {
@@ -382,10 +446,17 @@ const KIND_TO_REMOVE: u8 = 20;
 const KIND_REMOVED: u8 = 21;
 const KIND_OPERATION: u8 = 22;
 const KIND_DIRECTORY: u8 = 23;
+/// From this kind on, records are of format 2.
+pub const KIND_INTENT: u8 = 24;
+const KIND_INTENT_ENDED: u8 = 25;
+const KIND_JOINT: u8 = 26;
+const KIND_JOINT_ENDED: u8 = 27;
+const KIND_JOINT_VOID: u8 = 28;
 
 #[cfg(test)]
 mod tests {
     use braid_terms::RaidScheme;
+    use braid_wire::joint::{Joint, JointAnswer, JointStep};
 
     use super::*;
 
@@ -436,6 +507,17 @@ mod tests {
             ..attributes.clone()
         };
         let operation = OperationId { client: 1, counter: 2 };
+        let id = JointId { driver: 5, counter: 6 };
+        let joint = Joint {
+            id,
+            operation,
+            answer: JointAnswer::Entry(entry.clone()),
+            time,
+            primary: layout(7),
+            secondaries: vec![layout(9)],
+        };
+        let leave = JointStep::Leave { name: entry.name.clone(), id: entry.id };
+        let intent = Intent { joint, steps: vec![leave, JointStep::Retire] };
         vec![
             Change::Enter(entry.clone()),
             Change::Enter(DirectoryEntry { home: None, ..entry.clone() }),
@@ -454,6 +536,11 @@ mod tests {
                 Answer::Removed { entry: Some(entry), attributes: Some(Box::new(device)) },
             ),
             Change::Directory(OwnState { retired: true, parent: layout(2) }),
+            Change::Intent(Box::new(intent)),
+            Change::IntentEnded(id),
+            Change::Joint(id, vec![layout(9), layout(12)]),
+            Change::JointEnded(id),
+            Change::JointVoid(id),
         ]
     }
 

@@ -38,6 +38,7 @@ use super::access::{OwnedGroup, own_refusal, place_refusal};
 use super::batch::Directory;
 use super::checks::{bad, check_directory_layout, check_layout};
 use super::file::FileDevices;
+use super::joint::Joints;
 use super::locks::{Locks, RECLAIM};
 use super::removal::remove_group;
 use super::root::ensure_root;
@@ -57,6 +58,7 @@ pub struct Files {
     /// Since when groups are seen on to-remove lists, and since when they were tried.
     to_remove: RefCell<BTreeMap<DeviceId, Instant>>,
     locks: Locks,
+    pub(super) joints: Joints,
     peers: RefCell<BTreeMap<(SocketAddr, u8), Client<LccService>>>,
     /// For operations of its own.
     random: u64,
@@ -77,7 +79,8 @@ fn grows(op: &DirectoryOp) -> bool {
         DirectoryOp::Begin { .. }
         | DirectoryOp::Create { .. }
         | DirectoryOp::BeginUploads { .. }
-        | DirectoryOp::Enter { .. } => true,
+        | DirectoryOp::Enter { .. }
+        | DirectoryOp::Link { .. } => true,
         DirectoryOp::SetAttributes { changes, .. } => {
             changes.data.as_ref().is_some_and(|(_, size)| 0 < *size)
                 || !changes.set_xattrs.is_empty()
@@ -142,10 +145,16 @@ impl Files {
             ids: RefCell::default(),
             to_remove: RefCell::default(),
             locks: Locks::default(),
+            joints: Joints::default(),
             peers: RefCell::default(),
             random,
             counter: Cell::new(0),
         })
+    }
+
+    /// Drawn at the start; for operations of its own.
+    pub(super) fn random(&self) -> u64 {
+        self.random
     }
 
     /// Its LCC.
@@ -210,24 +219,37 @@ impl Files {
     pub async fn directory_op(
         self: &Rc<Self>,
         layout: &GroupLayout,
-        op: DirectoryOp,
+        mut op: DirectoryOp,
     ) -> Result<LccReply, LccRefusal> {
         check_directory_layout(layout)?;
         tracing::trace!(directory = %layout.group(), ?op, "asked");
+        if let DirectoryOp::Rename { target, .. } = &mut op {
+            target.take_if(|target| target.group() == layout.group());
+        }
         let begins = matches!(op, DirectoryOp::Begin { .. });
         let directory = match self.held(layout.group()) {
             Some(directory) => directory,
             None => self.load(layout, begins).await?,
         };
         match op {
-            DirectoryOp::Sync => directory.sync().await,
+            DirectoryOp::Sync => {
+                self.all_settled(&directory).await?;
+                directory.sync().await
+            }
+            DirectoryOp::MoveDirectory { source, rename } => {
+                self.move_directory(layout.clone(), source, *rename).await
+            }
+            DirectoryOp::Intend { .. }
+            | DirectoryOp::Decide { .. }
+            | DirectoryOp::Finish { .. }
+            | DirectoryOp::Outcome { .. } => self.take_part(directory, op).await,
             DirectoryOp::Remove => self.remove_directory(layout, &directory).await,
             op if operation_of(&op).is_some() => {
                 if grows(&op) && !self.lcc.has_room(layout) {
                     return Err(LccRefusal::NoSpace);
                 }
                 let around = Circumstances { now: self.now(), new_id: self.id_for(&op).await? };
-                directory.change(op, around).await
+                self.change(directory, op, around).await
             }
             DirectoryOp::Lock { lock, wait } => {
                 let since = self.locks_from(layout.group());
@@ -247,7 +269,10 @@ impl Files {
                 directory.check()?;
                 self.locks.keep(layout.group(), session, &locks)
             }
-            op => directory.look(&op),
+            op => {
+                self.look_is_settled(&directory, &op).await?;
+                directory.look(&op)
+            }
         }
     }
 
@@ -257,7 +282,7 @@ impl Files {
         directories.get(&device).map_or_else(Instant::now, |held| held.locks_from)
     }
 
-    fn now(&self) -> FileTime {
+    pub(super) fn now(&self) -> FileTime {
         let time = self.lcc.env().wall_time();
         FileTime { seconds: time.seconds, nanoseconds: time.nanoseconds }
     }
@@ -295,8 +320,19 @@ impl Files {
         })
     }
 
+    /// The directory, of which this LCC is or becomes the owner.
+    pub(super) async fn directory(
+        self: &Rc<Self>,
+        layout: &GroupLayout,
+    ) -> Result<Rc<Directory<OwnedGroup>>, LccRefusal> {
+        match self.held(layout.group()) {
+            Some(directory) => Ok(directory),
+            None => self.load(layout, false).await,
+        }
+    }
+
     async fn load(
-        &self,
+        self: &Rc<Self>,
         layout: &GroupLayout,
         begins: bool,
     ) -> Result<Rc<Directory<OwnedGroup>>, LccRefusal> {
@@ -315,7 +351,7 @@ impl Files {
     }
 
     async fn read(
-        &self,
+        self: &Rc<Self>,
         layout: &GroupLayout,
         begins: bool,
     ) -> Result<Rc<Directory<OwnedGroup>>, LccRefusal> {
@@ -334,6 +370,7 @@ impl Files {
         let locks_from = if is_new { now } else { now + RECLAIM };
         let held = Held { directory: directory.clone(), locks_from, used: Cell::new(now) };
         self.directories.borrow_mut().insert(device, held);
+        self.settle_all(&directory);
         Ok(directory)
     }
 
@@ -371,6 +408,7 @@ impl Files {
         loop {
             sleep(BACKGROUND_EVERY).await;
             self.work_off_removals().await;
+            self.work_off_joints().await;
             if UPLOADS_EVERY <= uploads_looked_at.elapsed() {
                 uploads_looked_at = Instant::now();
                 let before = self.now().seconds - UPLOAD_AGE_MAX;
@@ -382,7 +420,7 @@ impl Files {
         }
     }
 
-    fn all(&self) -> Vec<Rc<Directory<OwnedGroup>>> {
+    pub(super) fn all(&self) -> Vec<Rc<Directory<OwnedGroup>>> {
         self.directories.borrow().values().map(|held| held.directory.clone()).collect()
     }
 
@@ -392,7 +430,9 @@ impl Files {
             let is_dead = directory.has_failed() || !directory.group().0.is_alive();
             let is_idle = IDLE_MAX < held.used.get().elapsed()
                 && Rc::strong_count(directory) == 1
-                && directory.to_remove().is_empty();
+                && directory.to_remove().is_empty()
+                && directory.intents().is_empty()
+                && directory.joints().is_empty();
             !is_dead && !is_idle
         });
     }
@@ -423,6 +463,10 @@ impl Files {
         layout: GroupLayout,
     ) {
         let device = layout.group();
+        // What a power cut brings back must not name what is gone.
+        if directory.sync().await.is_err() {
+            return;
+        }
         let removed = match layout.devices.len() {
             1 => {
                 self.ask_owner(
@@ -462,7 +506,7 @@ impl Files {
     }
 
     /// Does it here, or where the owner is.
-    async fn ask_owner(
+    pub(super) async fn ask_owner(
         self: &Rc<Self>,
         layout: &GroupLayout,
         request: LccRequest,

@@ -14,8 +14,11 @@
 //! P2 An operation id is done once: a repeat is answered as the first, or waits for it.
 //! # Source
 //! DESIGN 8, W-7 (inside a group), F-9, N-4; L2 of `wire::lcc`.
+//! # Not here
+//! What concerns other groups, too: `steps.rs`.
 
 use braid_terms::{DeviceId, GroupLayout, WriteNumber};
+use braid_wire::joint::JointId;
 use braid_wire::lcc::{
     AttributeChanges, Attributes, DirectoryEntry, DirectoryOp, FileData, FileKind, FileTime,
     IfExists, LccRefusal, LccReply, NewAttributes, OperationId, SetTime,
@@ -39,6 +42,10 @@ pub enum Verdict {
     Repeated(LccReply),
     /// It was done before, in a batch that is not decided: when it is, ask again.
     RepeatedIn(BatchNumber),
+    /// What it concerns is locked: when this intent has ended, ask again.
+    Blocked(JointId),
+    /// It concerns other groups, too.
+    Joint,
 }
 
 /// Where and when an operation happens.
@@ -67,6 +74,12 @@ pub fn change(
     }
     let bytes = weight(&op);
     let mut draft = Draft { state, pending, around };
+    if let Some(intent) = draft.blocked(&op) {
+        return Ok(Verdict::Blocked(intent));
+    }
+    if draft.is_joint(&op) {
+        return Ok(Verdict::Joint);
+    }
     let (reply, answer) = draft.apply(op)?;
     let batch = pending.batch;
     pending.bytes += bytes;
@@ -83,15 +96,19 @@ pub fn operation_of(op: &DirectoryOp) -> Option<OperationId> {
         | DirectoryOp::BeginUploads { operation, .. }
         | DirectoryOp::AbandonUploads { operation, .. }
         | DirectoryOp::Enter { operation, .. }
+        | DirectoryOp::Link { operation, .. }
         | DirectoryOp::Unlink { operation, .. }
         | DirectoryOp::Rename { operation, .. }
         | DirectoryOp::SetAttributes { operation, .. }
-        | DirectoryOp::Retire { operation }
-        | DirectoryOp::Revive { operation }
-        | DirectoryOp::SetParent { operation, .. } => Some(*operation),
+        | DirectoryOp::Retire { operation } => Some(*operation),
         DirectoryOp::Lookup { .. }
         | DirectoryOp::List { .. }
         | DirectoryOp::GetAttributes { .. }
+        | DirectoryOp::MoveDirectory { .. }
+        | DirectoryOp::Intend { .. }
+        | DirectoryOp::Decide { .. }
+        | DirectoryOp::Finish { .. }
+        | DirectoryOp::Outcome { .. }
         | DirectoryOp::Parent
         | DirectoryOp::Sync
         | DirectoryOp::Remove
@@ -124,7 +141,8 @@ fn weight(op: &DirectoryOp) -> usize {
         }
 }
 
-fn repeated(state: &State, pending: &Pending, operation: OperationId) -> Option<Verdict> {
+/// Whether an operation was done before.
+pub fn repeated(state: &State, pending: &Pending, operation: OperationId) -> Option<Verdict> {
     if let Some((batch, _)) = pending.operations.get(&operation) {
         return Some(Verdict::RepeatedIn(*batch));
     }
@@ -133,10 +151,11 @@ fn repeated(state: &State, pending: &Pending, operation: OperationId) -> Option<
 
 type Outcome = Result<(LccReply, Answer), LccRefusal>;
 
-struct Draft<'a> {
-    state: &'a State,
-    pending: &'a mut Pending,
-    around: &'a Circumstances,
+/// A change that is being judged and made.
+pub(super) struct Draft<'a> {
+    pub state: &'a State,
+    pub pending: &'a mut Pending,
+    pub around: &'a Circumstances,
 }
 
 impl Draft<'_> {
@@ -151,31 +170,25 @@ impl Draft<'_> {
             }
             DirectoryOp::BeginUploads { layouts, .. } => self.begin_uploads(layouts),
             DirectoryOp::AbandonUploads { devices, .. } => self.abandon_uploads(&devices),
-            DirectoryOp::Enter { name, id, kind, home, if_exists, replaced_directory, .. } => {
+            DirectoryOp::Enter { name, id, kind, home, .. } => {
                 let entry = DirectoryEntry { name, id, kind, home: Some(home), cookie: 0 };
-                self.enter(entry, if_exists, replaced_directory)
+                self.enter(entry)
             }
+            DirectoryOp::Link { name, id, .. } => self.link(&name, id),
             DirectoryOp::Unlink { name, only_id, keep, directory, .. } => {
                 self.unlink(&name, only_id, &UnlinkOptions { keep, directory })
             }
-            DirectoryOp::Rename { from, to, exchange, if_exists, replaced_directory, .. } => {
+            DirectoryOp::Rename { from, to, exchange, if_exists, only_replaces, keep, .. } => {
                 if exchange {
-                    self.exchange(&from, &to)
-                } else {
-                    self.rename(&from, &to, if_exists, replaced_directory)
+                    return self.exchange(&from, &to);
                 }
+                if only_replaces.is_some() && only_replaces != self.entry(&to).map(|old| old.id) {
+                    return Err(LccRefusal::Conflict);
+                }
+                self.rename(&from, &to, if_exists, keep)
             }
             DirectoryOp::SetAttributes { id, changes, .. } => self.set_attributes(id, &changes),
             DirectoryOp::Retire { .. } => self.retire(own),
-            DirectoryOp::Revive { .. } => {
-                self.set_own(OwnState { retired: false, ..own });
-                done()
-            }
-            DirectoryOp::SetParent { parent, .. } => {
-                check_directory_layout(&parent)?;
-                self.set_own(OwnState { parent, ..own });
-                done()
-            }
             _ => Err(bad("this operation changes nothing")),
         }
     }
@@ -191,7 +204,7 @@ impl Draft<'_> {
             return Err(bad("a directory has no bytes and no target"));
         }
         check_xattrs(&new.xattrs)?;
-        let attributes = self.fresh_attributes(self.state.id, new.clone());
+        let attributes = fresh_attributes(self.state.id, new.clone(), self.around.now);
         let shown = Attributes { nlink: 2, ..attributes.clone() };
         self.put_attributes(attributes);
         self.set_own(OwnState { retired: false, parent });
@@ -215,20 +228,20 @@ impl Draft<'_> {
         if self.attributes(id).is_some() || self.is_to_remove(id) {
             return Err(LccRefusal::Conflict);
         }
-        let replaced = self.release(old.as_ref());
+        self.release(old.as_ref(), false);
         if let FileData::Device(layout) = &new.data {
             self.end_upload(layout.group());
         }
         let kind = new.kind;
-        let attributes = self.fresh_attributes(id, new);
+        let attributes = fresh_attributes(id, new, self.around.now);
         self.put_attributes(attributes.clone());
         let mut entry = DirectoryEntry { name: name.clone(), id, kind, home: None, cookie: 0 };
         if is_named {
             entry = self.put_entry(entry, old.as_ref());
             self.touch_directory();
         }
-        let answer = Answer::Entry { entry: entry.clone(), replaced: replaced.clone() };
-        Ok((LccReply::Entry { entry, attributes: Some(Box::new(attributes)), replaced }, answer))
+        let answer = Answer::Entry { entry: entry.clone(), replaced: None };
+        Ok((LccReply::Entry { entry, attributes: Some(Box::new(attributes)) }, answer))
     }
 
     fn begin_uploads(&mut self, layouts: Vec<GroupLayout>) -> Outcome {
@@ -259,18 +272,13 @@ impl Draft<'_> {
         done()
     }
 
-    fn enter(
-        &mut self,
-        mut entry: DirectoryEntry,
-        if_exists: IfExists,
-        replaced_directory: Option<DeviceId>,
-    ) -> Outcome {
+    fn enter(&mut self, mut entry: DirectoryEntry) -> Outcome {
         check_name(&entry.name)?;
         self.check_not_retired()?;
         let home = entry.home.take().expect("given with the operation");
         check_directory_layout(&home)?;
         if home.group() == self.state.id {
-            // It comes back to where its attributes are.
+            // It gets its name where its attributes are.
             let kind = self.attributes(entry.id).ok_or(LccRefusal::NotFound)?.kind;
             if kind != entry.kind || kind == FileKind::Directory {
                 return Err(bad("this is not what the id stands for here"));
@@ -281,26 +289,37 @@ impl Draft<'_> {
         if entry.home.as_ref().is_some_and(|home| self.is_to_remove(home.group())) {
             return Err(LccRefusal::Conflict);
         }
-        let old = self.entry(&entry.name).cloned();
-        if let Some(old) = &old {
-            check_replace(&entry, old, if_exists, replaced_directory)?;
+        if let Some(old) = self.entry(&entry.name) {
+            return Err(LccRefusal::Exists { kind: old.kind });
         }
-        if old.as_ref().is_some_and(|old| old.id == entry.id) {
-            // Already there: a rename that was interrupted comes again.
-            let old = old.expect("just looked at");
-            let answer = Answer::Entry { entry: old.clone(), replaced: None };
-            let attributes = self.attributes_at(&old);
-            return Ok((LccReply::Entry { entry: old, attributes, replaced: None }, answer));
-        }
-        let replaced = self.release(old.as_ref());
         if let Some(home) = &entry.home {
             self.end_upload(home.group());
         }
-        let entry = self.put_entry(entry, old.as_ref());
+        Ok(self.entered(entry))
+    }
+
+    /// One more name for a file whose attributes are kept here.
+    fn link(&mut self, name: &Bytes, id: DeviceId) -> Outcome {
+        check_name(name)?;
+        self.check_not_retired()?;
+        let kind = self.attributes(id).ok_or(LccRefusal::NotFound)?.kind;
+        if kind == FileKind::Directory {
+            return Err(bad("a directory has one name only"));
+        }
+        if let Some(old) = self.entry(name) {
+            return Err(LccRefusal::Exists { kind: old.kind });
+        }
+        self.count(id, 1, false);
+        let name = name.clone();
+        Ok(self.entered(DirectoryEntry { name, id, kind, home: None, cookie: 0 }))
+    }
+
+    fn entered(&mut self, entry: DirectoryEntry) -> (LccReply, Answer) {
+        let entry = self.put_entry(entry, None);
         self.touch_directory();
-        let answer = Answer::Entry { entry: entry.clone(), replaced: replaced.clone() };
         let attributes = self.attributes_at(&entry);
-        Ok((LccReply::Entry { entry, attributes, replaced }, answer))
+        let answer = Answer::Entry { entry: entry.clone(), replaced: None };
+        (LccReply::Entry { entry, attributes }, answer)
     }
 
     fn unlink(
@@ -319,34 +338,26 @@ impl Draft<'_> {
             (true, true) | (false, false) => {}
         }
         let attributes = self.attributes_at(&entry);
-        if !options.keep {
-            self.release(Some(&entry));
-        }
+        self.release(Some(&entry), options.keep);
         self.remove_entry(&entry);
         self.touch_directory();
         Ok(removed_reply(Some(entry), attributes))
     }
 
-    fn rename(
-        &mut self,
-        from: &Bytes,
-        to: &Bytes,
-        if_exists: IfExists,
-        replaced_directory: Option<DeviceId>,
-    ) -> Outcome {
+    fn rename(&mut self, from: &Bytes, to: &Bytes, if_exists: IfExists, keep: bool) -> Outcome {
         check_name(to)?;
         self.check_not_retired()?;
         let source = self.entry(from).cloned().ok_or(LccRefusal::NotFound)?;
         let target = self.entry(to).cloned();
         if let Some(target) = &target {
-            check_replace(&source, target, if_exists, replaced_directory)?;
+            check_replace(&source, target, if_exists)?;
             if target.id == source.id {
                 // Two names of one file: POSIX says that nothing happens.
                 return Ok(removed_reply(None, None));
             }
         }
         let attributes = target.as_ref().and_then(|target| self.attributes_at(target));
-        self.release(target.as_ref());
+        self.release(target.as_ref(), keep);
         self.remove_entry(&source);
         let moved = DirectoryEntry { name: to.clone(), ..source };
         self.touch_moved(&moved);
@@ -483,18 +494,23 @@ impl Draft<'_> {
 
     // What is there.
 
-    fn own(&self) -> Option<OwnState> {
+    pub(super) fn is_done(&self, operation: OperationId) -> bool {
+        self.pending.operations.contains_key(&operation)
+            || self.state.operations.contains_key(&operation)
+    }
+
+    pub(super) fn own(&self) -> Option<OwnState> {
         match &self.pending.own {
             Some((_, own)) => Some(own.clone()),
             None => self.state.own.clone(),
         }
     }
 
-    fn entry(&self, name: &Bytes) -> Option<&DirectoryEntry> {
+    pub(super) fn entry(&self, name: &Bytes) -> Option<&DirectoryEntry> {
         laid_over(&self.pending.names, &self.state.names, name)
     }
 
-    fn attributes(&self, id: DeviceId) -> Option<&Attributes> {
+    pub(super) fn attributes(&self, id: DeviceId) -> Option<&Attributes> {
         laid_over(&self.pending.attributes, &self.state.attributes, &id)
     }
 
@@ -506,11 +522,11 @@ impl Draft<'_> {
     }
 
     /// It was given up or removed: it never gets a name again.
-    fn is_to_remove(&self, device: DeviceId) -> bool {
+    pub(super) fn is_to_remove(&self, device: DeviceId) -> bool {
         laid_over(&self.pending.to_remove, &self.state.to_remove, &device).is_some()
     }
 
-    fn entry_count(&self) -> i64 {
+    pub(super) fn entry_count(&self) -> i64 {
         self.state.names.len() as i64 + self.pending.entries_added
     }
 
@@ -521,7 +537,7 @@ impl Draft<'_> {
         Attributes { size, nlink: 2 + self.state.subdirectories, ..attributes }
     }
 
-    fn check_not_retired(&self) -> Result<(), LccRefusal> {
+    pub(super) fn check_not_retired(&self) -> Result<(), LccRefusal> {
         if self.own().is_some_and(|own| own.retired) {
             return Err(LccRefusal::Retired);
         }
@@ -548,42 +564,12 @@ impl Draft<'_> {
 
     // What is changed.
 
-    fn fresh_attributes(&self, id: DeviceId, new: NewAttributes) -> Attributes {
-        let made = new.made.unwrap_or(self.around.now);
-        let size = match new.kind {
-            FileKind::Symlink => new.target.as_ref().map_or(0, |target| target.len() as u64),
-            _ => new.size,
-        };
-        let mut xattrs = new.xattrs;
-        xattrs.sort();
-        Attributes {
-            id,
-            kind: new.kind,
-            mode: new.mode & MODE_BITS,
-            uid: new.uid,
-            gid: new.gid,
-            size,
-            nlink: 1,
-            atime: new.atime.unwrap_or(made),
-            mtime: new.mtime.unwrap_or(made),
-            ctime: made,
-            btime: made,
-            rdev: new.rdev,
-            version: 1,
-            writers: 0,
-            size_number: WriteNumber::NONE,
-            data: new.data,
-            target: new.target,
-            xattrs,
-        }
-    }
-
-    fn put_attributes(&mut self, attributes: Attributes) {
+    pub(super) fn put_attributes(&mut self, attributes: Attributes) {
         self.pending.attributes.insert(attributes.id, (self.pending.batch, Some(attributes)));
     }
 
     /// Enters a name; it keeps the cookie of the entry that it replaces.
-    fn put_entry(
+    pub(super) fn put_entry(
         &mut self,
         mut entry: DirectoryEntry,
         replaced: Option<&DirectoryEntry>,
@@ -603,62 +589,43 @@ impl Draft<'_> {
         entry
     }
 
-    fn remove_entry(&mut self, entry: &DirectoryEntry) {
+    pub(super) fn remove_entry(&mut self, entry: &DirectoryEntry) {
         assert!(self.entry(&entry.name).is_some(), "only what is there is removed");
         self.pending.entries_added -= 1;
         self.pending.names.insert(entry.name.clone(), (self.pending.batch, None));
     }
 
-    /// What an entry names has one name less. Gives the entry back where its count is kept
-    /// elsewhere.
-    fn release(&mut self, entry: Option<&DirectoryEntry>) -> Option<DirectoryEntry> {
-        let entry = entry?;
-        match (&entry.home, entry.kind) {
-            (Some(home), FileKind::Directory) => {
-                // It was retired; its portions go when nothing is left in it.
-                self.put_to_remove(home.clone());
-                Some(entry.clone())
-            }
-            (Some(_), _) => Some(entry.clone()),
-            (None, _) => {
-                let attributes = self.attributes(entry.id).cloned()?;
-                if attributes.nlink <= 1 {
-                    self.drop_file(&attributes);
-                } else {
-                    let nlink = attributes.nlink - 1;
-                    let version = attributes.version + 1;
-                    let ctime = self.around.now;
-                    self.put_attributes(Attributes { nlink, version, ctime, ..attributes });
-                }
-                None
-            }
+    /// A file whose attributes are kept here has one name less; others are counted by `steps.rs`.
+    fn release(&mut self, entry: Option<&DirectoryEntry>, keep_last: bool) {
+        if let Some(entry) = entry.filter(|entry| entry.home.is_none()) {
+            self.count(entry.id, -1, keep_last);
         }
     }
 
     /// The last name of a file is gone. Source: F-9, N-4.
-    fn drop_file(&mut self, attributes: &Attributes) {
+    pub(super) fn drop_file(&mut self, attributes: &Attributes) {
         self.pending.attributes.insert(attributes.id, (self.pending.batch, None));
         if let FileData::Device(layout) = &attributes.data {
             self.put_to_remove(layout.clone());
         }
     }
 
-    fn put_to_remove(&mut self, layout: GroupLayout) {
+    pub(super) fn put_to_remove(&mut self, layout: GroupLayout) {
         self.pending.to_remove.insert(layout.group(), (self.pending.batch, Some(layout)));
     }
 
-    fn end_upload(&mut self, device: DeviceId) {
+    pub(super) fn end_upload(&mut self, device: DeviceId) {
         if laid_over(&self.pending.uploads, &self.state.uploads, &device).is_some() {
             self.pending.uploads.insert(device, (self.pending.batch, None));
         }
     }
 
-    fn set_own(&mut self, own: OwnState) {
+    pub(super) fn set_own(&mut self, own: OwnState) {
         self.pending.own = Some((self.pending.batch, own));
     }
 
     /// Names changed: so did the directory.
-    fn touch_directory(&mut self) {
+    pub(super) fn touch_directory(&mut self) {
         let own = self.attributes(self.state.id).cloned();
         let own = own.expect("a directory that was begun has attributes");
         let now = self.around.now;
@@ -667,12 +634,47 @@ impl Draft<'_> {
 
     /// A renamed file has a new time of change.
     fn touch_moved(&mut self, entry: &DirectoryEntry) {
-        if entry.home.is_none()
-            && let Some(attributes) = self.attributes(entry.id).cloned()
-        {
+        if entry.home.is_none() {
+            self.touch(entry.id);
+        }
+    }
+
+    pub(super) fn touch(&mut self, id: DeviceId) {
+        if let Some(attributes) = self.attributes(id).cloned() {
             let version = attributes.version + 1;
             self.put_attributes(Attributes { ctime: self.around.now, version, ..attributes });
         }
+    }
+}
+
+/// Attributes of what is made.
+pub fn fresh_attributes(id: DeviceId, new: NewAttributes, now: FileTime) -> Attributes {
+    let made = new.made.unwrap_or(now);
+    let size = match new.kind {
+        FileKind::Symlink => new.target.as_ref().map_or(0, |target| target.len() as u64),
+        _ => new.size,
+    };
+    let mut xattrs = new.xattrs;
+    xattrs.sort();
+    Attributes {
+        id,
+        kind: new.kind,
+        mode: new.mode & MODE_BITS,
+        uid: new.uid,
+        gid: new.gid,
+        size,
+        nlink: 1,
+        atime: new.atime.unwrap_or(made),
+        mtime: new.mtime.unwrap_or(made),
+        ctime: made,
+        btime: made,
+        rdev: new.rdev,
+        version: 1,
+        writers: 0,
+        size_number: WriteNumber::NONE,
+        data: new.data,
+        target: new.target,
+        xattrs,
     }
 }
 
@@ -701,10 +703,10 @@ fn removed_reply(
 /// Bytes of the records of a small change, about.
 const CHANGE_BYTES: usize = 512;
 /// Bytes of large attributes.
-const ATTRIBUTES_BYTES: usize = 8 << 10;
+pub(super) const ATTRIBUTES_BYTES: usize = 8 << 10;
 const MODE_BITS: u32 = 0o7777;
 const UPLOADS_AT_ONCE_MAX: usize = 4096;
 
 #[cfg(test)]
 #[path = "rules_test.rs"]
-mod test;
+pub(super) mod test;

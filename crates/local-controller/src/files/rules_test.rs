@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 
 use braid_terms::{DiskId, LayoutGeneration, RaidScheme};
+use braid_wire::joint::{Joint, JointAnswer, JointStep};
 use braid_wire::lcc::{DeviceLength, DeviceNews};
 
 use super::super::log::test::Device;
 use super::super::log::{Log, LogRole};
 use super::super::pending::removed;
 use super::super::record::Change;
+use super::super::steps::change_joint;
 use super::*;
 
-const GROUP: u64 = 10;
+pub(in crate::files) const GROUP: u64 = 10;
 const ROLES: [LogRole; 2] = [LogRole::Names, LogRole::Attributes];
 
-fn layout(devices: &[u64]) -> GroupLayout {
+pub(in crate::files) fn layout(devices: &[u64]) -> GroupLayout {
     GroupLayout {
         devices: devices.iter().copied().map(DeviceId).collect(),
         scheme: RaidScheme::Raid1 { copies: 3 },
@@ -24,7 +26,7 @@ fn layout(devices: &[u64]) -> GroupLayout {
     }
 }
 
-fn plain(kind: FileKind) -> NewAttributes {
+pub(in crate::files) fn plain(kind: FileKind) -> NewAttributes {
     NewAttributes {
         id: None,
         kind,
@@ -48,9 +50,9 @@ fn in_device(device: u64, size: u64) -> NewAttributes {
 }
 
 /// A directory with its two devices, and no task or network.
-struct Bench {
-    state: State,
-    pending: Pending,
+pub(in crate::files) struct Bench {
+    pub state: State,
+    pub pending: Pending,
     logs: [Log; 2],
     devices: [Device; 2],
     next: u64,
@@ -58,7 +60,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn begun() -> Self {
+    pub fn begun() -> Self {
         let id = DeviceId(GROUP);
         let mut devices = [Device::default(), Device::default()];
         let logs = ROLES.map(|role| {
@@ -78,12 +80,12 @@ impl Bench {
         bench
     }
 
-    fn operation(&mut self) -> OperationId {
+    pub fn operation(&mut self) -> OperationId {
         self.next += 1;
         OperationId { client: 1, counter: self.next }
     }
 
-    fn change(&mut self, op: DirectoryOp) -> Result<Verdict, LccRefusal> {
+    pub fn change(&mut self, op: DirectoryOp) -> Result<Verdict, LccRefusal> {
         self.next += 1;
         self.time += 1;
         let around = Circumstances {
@@ -93,15 +95,43 @@ impl Bench {
         change(&self.state, &mut self.pending, op, &around)
     }
 
-    fn run(&mut self, op: DirectoryOp) -> Result<LccReply, LccRefusal> {
+    pub fn run(&mut self, op: DirectoryOp) -> Result<LccReply, LccRefusal> {
         match self.change(op)? {
             Verdict::Batched(_, reply) | Verdict::Repeated(reply) => Ok(reply),
             Verdict::RepeatedIn(_) => panic!("nothing was repeated"),
+            Verdict::Blocked(intent) => panic!("nothing is locked: {intent:?}"),
+            Verdict::Joint => Err(bad("it concerns other groups")),
+        }
+    }
+
+    /// The share of the parent in the removal of a directory.
+    fn remove_directory(&mut self, name: &Bytes) {
+        let entry = self.pending.names.get(name).and_then(|(_, entry)| entry.clone());
+        let entry = entry.or_else(|| self.state.names.get(name).cloned()).unwrap();
+        let (name, id) = (name.clone(), entry.id);
+        let steps =
+            vec![JointStep::Leave { name, id }, JointStep::Drop { directory: entry.home.unwrap() }];
+        let joint = Box::new(self.joint());
+        let op = DirectoryOp::Decide { joint, steps };
+        let made = change_joint(&self.state, &mut self.pending, &op);
+        assert!(matches!(made, Ok(Verdict::Batched(..))), "{made:?}");
+    }
+
+    /// A change over this group alone.
+    pub fn joint(&mut self) -> Joint {
+        let operation = self.operation();
+        Joint {
+            id: JointId { driver: 7, counter: self.next },
+            operation,
+            answer: JointAnswer::Removed { entry: None, attributes: None },
+            time: FileTime { seconds: self.time, nanoseconds: 0 },
+            primary: layout(&[GROUP, GROUP + 1]),
+            secondaries: Vec::new(),
         }
     }
 
     /// The batch becomes decided: its records onto the devices, its changes into the state.
-    fn decide(&mut self) {
+    pub fn decide(&mut self) {
         let (batch, changes) = self.pending.close();
         let mut records: [Vec<_>; 2] = [Vec::new(), Vec::new()];
         for change in &changes {
@@ -115,7 +145,7 @@ impl Bench {
         self.pending.decided(batch, &self.state, before);
     }
 
-    fn checkpoint(&mut self, role: LogRole) {
+    pub fn checkpoint(&mut self, role: LogRole) {
         let place = usize::from(role.device_index());
         let checkpoint = self.logs[place].begin_checkpoint(&self.state.checkpoint(role));
         self.devices[place].write(&checkpoint.jump);
@@ -126,7 +156,7 @@ impl Bench {
     }
 
     /// What the next owner would see.
-    fn reloaded(&self) -> State {
+    pub fn reloaded(&self) -> State {
         let mut state = State::new(self.state.id);
         for role in ROLES {
             let place = usize::from(role.device_index());
@@ -138,7 +168,7 @@ impl Bench {
         state
     }
 
-    fn create(&mut self, name: &'static str, attributes: NewAttributes) -> LccReply {
+    pub fn create(&mut self, name: &'static str, attributes: NewAttributes) -> LccReply {
         let operation = self.operation();
         let name = Bytes::from_static(name.as_bytes());
         let if_exists = IfExists::Fail;
@@ -236,16 +266,7 @@ fn step(bench: &mut Bench, model: &mut Model, random: &mut Random) {
             let home = layout(&[bench.next + 9_000_000, bench.next + 9_000_001]);
             let id = home.group();
             let kind = FileKind::Directory;
-            let if_exists = IfExists::Fail;
-            let op = DirectoryOp::Enter {
-                operation,
-                name: one.clone(),
-                id,
-                kind,
-                home,
-                if_exists,
-                replaced_directory: None,
-            };
+            let op = DirectoryOp::Enter { operation, name: one.clone(), id, kind, home };
             let may = !model.names.contains_key(&one);
             assert_eq!(bench.run(op).is_ok(), may);
             if may {
@@ -260,7 +281,13 @@ fn step(bench: &mut Bench, model: &mut Model, random: &mut Random) {
                 .names
                 .get(&one)
                 .is_some_and(|(_, kind)| directory == (*kind == FileKind::Directory));
-            assert_eq!(bench.run(op).is_ok(), may);
+            if may && directory {
+                // It concerns the directory itself, too.
+                assert!(matches!(bench.change(op), Ok(Verdict::Joint)));
+                bench.remove_directory(&one);
+            } else {
+                assert_eq!(bench.run(op).is_ok(), may);
+            }
             if may {
                 let (id, kind) = model.names.remove(&one).unwrap();
                 model.release(id, true);
@@ -277,8 +304,10 @@ fn step(bench: &mut Bench, model: &mut Model, random: &mut Random) {
                 from: one.clone(),
                 to: other.clone(),
                 exchange,
+                target: None,
                 if_exists: IfExists::Replace,
-                replaced_directory: None,
+                only_replaces: None,
+                keep: false,
             };
             let (source, target) = (model.names.get(&one), model.names.get(&other));
             let is_file = |entry: Option<&(DeviceId, FileKind)>| {
@@ -332,8 +361,6 @@ fn a_file_without_a_name_gets_one_or_goes() {
                 id,
                 kind: FileKind::File,
                 home: bench.state.own.as_ref().map(|_| layout(&[GROUP, GROUP + 1])).unwrap(),
-                if_exists: IfExists::Fail,
-                replaced_directory: None,
             };
             bench.run(enter).unwrap();
             bench.decide();
@@ -508,7 +535,7 @@ fn an_older_length_never_replaces_a_newer_one() {
 }
 
 #[test]
-fn a_retired_directory_takes_nothing_and_can_come_back() {
+fn a_retired_directory_takes_nothing() {
     let mut bench = Bench::begun();
     bench.create("a", plain(FileKind::File));
     let operation = bench.operation();
@@ -528,12 +555,6 @@ fn a_retired_directory_takes_nothing_and_can_come_back() {
     assert_eq!(bench.run(create(operation)).unwrap_err(), LccRefusal::Retired);
     bench.decide();
     assert!(bench.state.is_disposable());
-    let operation = bench.operation();
-    bench.run(DirectoryOp::Revive { operation }).unwrap();
-    let operation = bench.operation();
-    bench.run(create(operation)).unwrap();
-    bench.decide();
-    assert!(!bench.state.is_disposable());
 }
 
 #[test]

@@ -14,11 +14,13 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use braid_terms::{DeviceId, GroupLayout};
+use braid_wire::joint::JointId;
 use braid_wire::lcc::{Attributes, DirectoryEntry, FileData, FileKind, LccReply, OperationId};
 use bytes::Bytes;
 
 use super::log::{HEAD_SIZE, LogRole, Record};
 use super::record::{Answer, Change, OwnState, Upload};
+use super::steps::{Intent, LockKey};
 
 /// The decided state of one directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,6 +43,14 @@ pub struct State {
     /// The newest operations.
     pub operations: BTreeMap<OperationId, Answer>,
     operation_order: VecDeque<OperationId>,
+    /// Changes over several groups that are not settled here. Source: W-7.
+    pub intents: BTreeMap<JointId, Intent>,
+    /// What they lock.
+    pub locked: BTreeMap<LockKey, JointId>,
+    /// Such changes that were decided here, with the groups that may not have finished them.
+    pub joints: BTreeMap<JointId, Vec<GroupLayout>>,
+    /// The newest ones that were not made.
+    voids: VecDeque<JointId>,
     /// None until the directory is begun.
     pub own: Option<OwnState>,
     live: [u64; 2],
@@ -60,6 +70,10 @@ impl State {
             to_remove: BTreeMap::new(),
             operations: BTreeMap::new(),
             operation_order: VecDeque::new(),
+            intents: BTreeMap::new(),
+            locked: BTreeMap::new(),
+            joints: BTreeMap::new(),
+            voids: VecDeque::new(),
             own: None,
             live: [0; 2],
         }
@@ -98,7 +112,35 @@ impl State {
             }
             Change::Operation(operation, answer) => self.add_operation(operation, answer),
             Change::Directory(own) => self.own = Some(own),
+            Change::Intent(intent) => {
+                let id = intent.joint.id;
+                self.locked.extend(intent.keys().into_iter().map(|key| (key, id)));
+                self.intents.insert(id, *intent);
+            }
+            Change::IntentEnded(id) => {
+                let intent = self.intents.remove(&id);
+                for key in intent.iter().flat_map(Intent::keys) {
+                    self.locked.remove(&key);
+                }
+            }
+            Change::Joint(id, secondaries) => {
+                self.joints.insert(id, secondaries);
+            }
+            Change::JointEnded(id) => {
+                self.joints.remove(&id);
+            }
+            Change::JointVoid(id) => {
+                self.voids.push_back(id);
+                if self.voids.len() > VOIDS_KEPT {
+                    self.voids.pop_front();
+                }
+            }
         }
+    }
+
+    /// Whether a change over several groups was made void here.
+    pub fn is_void(&self, id: JointId) -> bool {
+        self.voids.contains(&id)
     }
 
     fn remove_name(&mut self, name: &Bytes) {
@@ -127,7 +169,8 @@ impl State {
 
     /// Bytes of the state as records of a log, about.
     pub fn live(&self, role: LogRole) -> u64 {
-        let rest = self.uploads.len() + self.to_remove.len() + self.operations.len();
+        let joints = self.intents.len() + self.joints.len() + self.voids.len();
+        let rest = self.uploads.len() + self.to_remove.len() + self.operations.len() + joints;
         match role {
             LogRole::Names => self.live[0],
             LogRole::Attributes => self.live[1] + rest as u64 * OTHER_SIZE,
@@ -149,10 +192,16 @@ impl State {
                 let operations = self.operation_order.iter().map(|operation| {
                     Change::Operation(*operation, self.operations[operation].clone())
                 });
+                let intents = self.intents.values().cloned().map(Box::new).map(Change::Intent);
+                let joints = self.joints.iter().map(|(id, of)| Change::Joint(*id, of.clone()));
+                let voids = self.voids.iter().copied().map(Change::JointVoid);
                 own.chain(attributes)
                     .chain(uploads)
                     .chain(to_remove)
                     .chain(operations)
+                    .chain(intents)
+                    .chain(joints)
+                    .chain(voids)
                     .map(|change| change.encode())
                     .collect()
             }
@@ -200,11 +249,9 @@ impl State {
     pub fn reply(&self, answer: &Answer) -> LccReply {
         match answer {
             Answer::Done => LccReply::Done,
-            Answer::Entry { entry, replaced } => LccReply::Entry {
-                entry: entry.clone(),
-                attributes: self.attributes_at(entry),
-                replaced: replaced.clone(),
-            },
+            Answer::Entry { entry, .. } => {
+                LccReply::Entry { entry: entry.clone(), attributes: self.attributes_at(entry) }
+            }
             Answer::Removed { entry, attributes } => {
                 LccReply::Removed { entry: entry.clone(), attributes: attributes.clone() }
             }
@@ -222,6 +269,8 @@ impl State {
             && self.names.is_empty()
             && self.uploads.is_empty()
             && self.to_remove.is_empty()
+            && self.intents.is_empty()
+            && self.joints.is_empty()
             && self.attributes.keys().all(|id| *id == self.id)
     }
 }
@@ -256,6 +305,10 @@ fn attributes_size(attributes: &Attributes) -> u64 {
 
 /// Operations that are remembered, so that a repeat is answered as the first.
 pub const OPERATIONS_KEPT: usize = 8192;
+
+/// Changes over several groups that are remembered as not made: a driver that comes late with one is
+/// refused. It waits for no answer that long.
+pub const VOIDS_KEPT: usize = 8192;
 
 /// Bytes of a record that is neither a name nor attributes, about.
 const OTHER_SIZE: u64 = 100;
