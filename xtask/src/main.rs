@@ -1,4 +1,4 @@
-//! Our tools: `cargo xtask ci|fix|rules|wire|sim|drill|bench`.
+//! Our tools: `cargo xtask ci|fix|rules|wire|sim|drill|posix|bench`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 
 mod bench;
 mod bench_fuse;
+mod posix;
 mod rules;
 mod wire;
 
@@ -18,6 +19,9 @@ cargo xtask COMMAND
   wire             writes the message tables of docs/wire.md anew from the types
   sim [ARGS]       the simulator: --seeds N, --seed S, ... (see `cargo xtask sim --help`)
   drill [ARGS]     real processes die under clients: --minutes N (10), --seed S, --out FILE
+  posix [--quick] [WORD...]
+                   what others' suites and programs say of the mount; with words only those scripts
+                   of xtask/posix whose names have one of them
   bench [--tiny]   figures of this machine and of a cluster on it, in one run
   bench --fuse [--tiny] [--only WORD]
                    the same of the mount, beside a do-nothing FUSE file system and the local one";
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
         Some("bench") if rest.first() == Some(&"--fuse") => bench_fuse::run(&root(), &rest[1..]),
         Some("bench") => bench::run(&root(), &rest),
         Some("drill") => drill(&rest),
+        Some("posix") => posix::run(&root(), &rest),
         _ => {
             eprintln!("{HELP}");
             return ExitCode::from(2);

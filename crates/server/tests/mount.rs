@@ -224,6 +224,20 @@ fn mount_finds_the_helper_by_its_name() {
     let mount = Mount { directory };
     fs::write(mount.path("file"), b"bytes").expect("it is written");
     assert_eq!(cluster.ok(&["cat", "/file"]), "bytes");
+    // `mount -o remount,ro` calls the helper too. Found by pjdfstest: it mounted once more.
+    let remount = |options: &str| {
+        let mut command = Command::new(&helper);
+        command.arg(cluster.path("braid-data/client.toml")).arg(&mount.directory);
+        command.args(["-o", options]).status().expect("it runs")
+    };
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: only root may remount");
+    }
+    assert!(remount("remount,ro").success());
+    let error = fs::write(mount.path("file"), b"more").expect_err("it is read only");
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    assert!(remount("remount,rw").success());
+    fs::write(mount.path("file"), b"more").expect("it is written");
 }
 
 #[test]

@@ -47,6 +47,22 @@ pub struct Attach {
     pub access: Access,
 }
 
+impl Attach {
+    /// What the kernel keeps of it.
+    pub fn flags(&self) -> MountFlags {
+        let mut flags = MountFlags::empty();
+        for (is_set, flag) in [
+            (!self.dev, MountFlags::NODEV),
+            (!self.suid, MountFlags::NOSUID),
+            (!self.exec, MountFlags::NOEXEC),
+            (self.read_only, MountFlags::RDONLY),
+        ] {
+            flags.set(flag, is_set);
+        }
+        flags
+    }
+}
+
 const HELPERS: [&str; 2] = ["fusermount3", "fusermount"];
 const SUBTYPE: &str = "braid";
 
@@ -75,18 +91,15 @@ fn attach_directly(directory: &Path, how: &Attach) -> Result<OwnedFd, Errno> {
     if how.access != Access::Owner {
         data.push_str(",allow_other");
     }
-    let mut flags = MountFlags::empty();
-    for (is_set, flag) in [
-        (!how.dev, MountFlags::NODEV),
-        (!how.suid, MountFlags::NOSUID),
-        (!how.exec, MountFlags::NOEXEC),
-        (how.read_only, MountFlags::RDONLY),
-    ] {
-        flags.set(flag, is_set);
-    }
     let data = CString::new(data).map_err(|_| Errno::INVAL)?;
     let kind = format!("fuse.{SUBTYPE}");
-    rustix::mount::mount(how.name.as_str(), directory, kind.as_str(), flags, data.as_c_str())?;
+    rustix::mount::mount(
+        how.name.as_str(),
+        directory,
+        kind.as_str(),
+        how.flags(),
+        data.as_c_str(),
+    )?;
     Ok(fd)
 }
 

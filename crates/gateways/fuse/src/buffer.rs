@@ -19,6 +19,9 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 
+/// Runs of one file; as many pages are 64 MiB.
+const RUNS_MAX: usize = 16 << 10;
+
 /// Bytes not yet sent, by their place in the file.
 #[derive(Default)]
 pub struct DirtyRuns {
@@ -70,6 +73,11 @@ impl DirtyRuns {
     /// Bytes that wait.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether there are as many runs as memory is meant for: each takes a page however short it is.
+    pub fn is_crowded(&self) -> bool {
+        self.runs.len() >= RUNS_MAX
     }
 
     /// Time of the oldest write that waits.

@@ -23,6 +23,7 @@ use braid_wire::lcc::{Attributes, DeviceLength, DeviceNews, FileData, FileKind, 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::around::Around;
 use crate::buffer::{DirtyRuns, Flight, cover, overlay_bytes};
 use crate::errno::{Errno, Outcome};
 use crate::unborn::Unborn;
@@ -97,6 +98,12 @@ pub struct State {
     changed: Vec<(u64, u64, u64)>,
     change_count: u64,
     fetch_count: u32,
+    /// Its random reads.
+    pub around: Around,
+    /// Bytes on their way into the kernel's pages, in so many pieces. Source: A1 of `around.rs`.
+    pub stores: u32,
+    /// How many may change its bytes or its size here: opens for writing, cuts under way.
+    pub changers: u32,
     /// How often it is open.
     pub opens: u32,
     /// Whether it has names.
@@ -179,6 +186,9 @@ impl Inode {
                 changed: Vec::new(),
                 change_count: 0,
                 fetch_count: 0,
+                around: Around::default(),
+                stores: 0,
+                changers: 0,
                 opens: 0,
                 names: Names::Some,
                 record_unstable: false,
@@ -246,6 +256,7 @@ impl State {
         self.record = record;
         if foreign {
             self.chunks.clear();
+            self.around = Around::default();
             self.note_change(0, u64::MAX);
             self.pages_valid = false;
         }
@@ -385,6 +396,27 @@ impl State {
             self.chunks.insert(at, bytes);
         }
         !touched
+    }
+
+    /// Where the chunk or the fetch under way ends that has the byte `at`.
+    pub fn coming_to(&self, at: u64) -> Option<u64> {
+        let fetching = self.fetching.iter().filter(|(from, to)| *from <= at && at < *to);
+        let chunk = self.chunks.range(..=at).next_back();
+        let chunk = chunk.map(|(start, bytes)| start + bytes.len() as u64).filter(|end| at < *end);
+        fetching.map(|(_, to)| *to).chain(chunk).max()
+    }
+
+    /// Marks `from..to`, or what of it comes before something that is here or coming, as being
+    /// fetched. None if its first byte is.
+    pub fn plan_fetch(&mut self, from: u64, to: u64) -> Option<(u64, u64)> {
+        if to <= from || self.coming_to(from).is_some() {
+            return None;
+        }
+        let fetching = self.fetching.iter().map(|(start, _)| *start).filter(|start| from < *start);
+        let chunk = self.chunks.range(from..).next().map(|(start, _)| *start);
+        let to = fetching.chain(chunk).fold(to, u64::min);
+        self.fetching.push((from, to));
+        Some((from, to))
     }
 
     /// Drops chunks that touch `from..to`.

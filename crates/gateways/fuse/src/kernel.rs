@@ -96,6 +96,7 @@ pub const REQUEST_MAX: u32 = 1 << 20;
 /// Bytes of the longest request: a write with its header, rounded up.
 pub const BUFFER: usize = REQUEST_MAX as usize + (64 << 10);
 const NOTIFY_INVAL_INODE: i32 = 2;
+const NOTIFY_STORE: i32 = 4;
 
 /// A request's header.
 #[derive(Clone, Copy, Debug)]
@@ -229,6 +230,19 @@ pub fn drop_pages(device: impl AsFd, node: u64) -> Result<(), Errno> {
     notice[16..24].copy_from_slice(&node.to_ne_bytes());
     // From 0, and length 0: all of it.
     rustix::io::write(device, &notice).map(drop)
+}
+
+/// Gives the kernel bytes of a file to keep as its pages; may wait as [`drop_pages`].
+///
+/// Errors: the kernel's, `ENOENT` where it does not know the file.
+pub fn store_pages(device: impl AsFd, node: u64, at: u64, bytes: &[u8]) -> Result<(), Errno> {
+    let mut notice = [0; 40];
+    notice[..4].copy_from_slice(&(40 + bytes.len() as u32).to_ne_bytes());
+    notice[4..8].copy_from_slice(&NOTIFY_STORE.to_ne_bytes());
+    notice[16..24].copy_from_slice(&node.to_ne_bytes());
+    notice[24..32].copy_from_slice(&at.to_ne_bytes());
+    notice[32..36].copy_from_slice(&(bytes.len() as u32).to_ne_bytes());
+    rustix::io::writev(device, &[IoSlice::new(&notice), IoSlice::new(bytes)]).map(drop)
 }
 
 /// The duty to answer one request.

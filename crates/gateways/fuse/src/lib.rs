@@ -5,7 +5,7 @@
 //! kernel <-> kernel.rs (its protocol) <-> session.rs
 //!               |  answers what is here: attributes, bytes read ahead, writes into memory
 //!               |  starts a task for anything else; all on the one thread of the client library
-//!            vfs.rs: names.rs listing.rs attributes.rs open.rs read.rs write.rs space.rs
+//!            vfs.rs: names.rs listing.rs attributes.rs open.rs read.rs around.rs write.rs space.rs
 //!               |
 //!            store.rs: cluster.rs (client library) | memory.rs (tests)
 //! ```
@@ -19,6 +19,7 @@
 //! `docs/departures.md`).
 
 mod acl;
+mod around;
 mod attach;
 mod attributes;
 mod bridge;

@@ -32,6 +32,8 @@ pub struct MemoryStore {
 struct Shared {
     inner: Mutex<Inner>,
     counter: AtomicU64,
+    /// Reads of devices.
+    reads: AtomicU64,
     /// Writes of bytes fail from now on, for tests.
     broken: std::sync::atomic::AtomicBool,
 }
@@ -94,6 +96,7 @@ impl Default for MemoryStore {
             shared: Arc::new(Shared {
                 inner: Mutex::new(inner),
                 counter: AtomicU64::new(1),
+                reads: AtomicU64::new(0),
                 broken: std::sync::atomic::AtomicBool::new(false),
             }),
         }
@@ -104,6 +107,11 @@ impl MemoryStore {
     /// From now on, writes of bytes to devices are refused (or not).
     pub fn set_broken(&self, broken: bool) {
         self.shared.broken.store(broken, Ordering::Relaxed);
+    }
+
+    /// Reads of devices so far.
+    pub fn reads(&self) -> u64 {
+        self.shared.reads.load(Ordering::Relaxed)
     }
 
     /// Devices that have bytes, and records of all directories: what a removal must bring down.
@@ -155,6 +163,9 @@ impl Store for MemoryStore {
         let changes = matches!(op, FileOp::Write { .. });
         if changes && self.shared.broken.load(Ordering::Relaxed) {
             return Err(StoreError::Refused(Errno::NOSPC));
+        }
+        if matches!(op, FileOp::Read { .. }) {
+            self.shared.reads.fetch_add(1, Ordering::Relaxed);
         }
         let mut inner = self.shared.inner.lock().expect("no holder panics");
         let device = inner.devices.entry(group.group()).or_default();

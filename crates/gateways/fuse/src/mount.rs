@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::attach::{Access, Attach, attach, detach};
 use crate::bridge::{Bridge, begin};
-use crate::kernel::{REQUEST_MAX, drop_pages};
+use crate::kernel::{REQUEST_MAX, drop_pages, store_pages};
 use crate::session::to_ino;
 use crate::store::{Store, StoreError};
 use crate::vfs::{Shared, Stale, Tuning};
@@ -45,6 +45,8 @@ pub struct MountOptions {
 pub struct Flags {
     /// Sizes and times.
     pub tuning: Tuning,
+    /// What is mounted already gets other options.
+    pub remount: bool,
     read_only: bool,
     access: Option<Access>,
     dev: Option<bool>,
@@ -129,10 +131,12 @@ impl Flags {
     /// | `write_memory=MIB`         | bytes that may wait to be written                         |
     /// | `allow_other`, `allow_root`, `allow_owner` | who may use it; root's mounts: all by default |
     /// | `ro`, `rw`, `dev`, `nodev`, `suid`, `nosuid`, `exec`, `noexec`, `noatime`, `atime` | the kernel's |
+    /// | `remount`                  | the kernel's options of what is mounted change            |
     /// | `nofail`, `_netdev`, `noauto`, `user`, `defaults`, `x-*` | for other tools: taken and left |
     pub fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<Self, MountError> {
         let mut flags = Self {
             tuning: Tuning::default(),
+            remount: false,
             read_only: false,
             access: None,
             dev: None,
@@ -166,6 +170,7 @@ impl Flags {
             ("allow_other", "") => self.access = Some(Access::All),
             ("allow_root", "") => self.access = Some(Access::RootAndOwner),
             ("allow_owner", "") => self.access = Some(Access::Owner),
+            ("remount", "") => self.remount = true,
             ("ro", "") => self.read_only = true,
             ("rw", "") => self.read_only = false,
             ("dev", "") => self.dev = Some(true),
@@ -180,6 +185,16 @@ impl Flags {
             _ => return Err(refused("is not known; see `docs/guides/mount.md`")),
         }
         Ok(())
+    }
+
+    /// Changes what the kernel keeps of a mount: `ro`, `nodev`, `nosuid`, `noexec`.
+    ///
+    /// Errors: it is not one, or the caller may not.
+    pub fn remount(&self, directory: &Path) -> Result<(), MountError> {
+        let how = self.attach("");
+        rustix::mount::mount_remount(directory, how.flags(), c"").map_err(|error| {
+            MountError::Refused { directory: directory.to_owned(), error: error.into() }
+        })
     }
 
     fn attach(&self, name: &str) -> Attach {
@@ -359,6 +374,14 @@ fn start_pages(
         for stale in stale {
             let id = match stale {
                 Stale::Inode(id) => id,
+                Stale::Bytes { inode, at, bytes } => {
+                    let Some(shared) = shared.upgrade() else { return };
+                    let ino = to_ino(&shared, inode.id);
+                    // Not taken: the file is asked for again.
+                    let _ = store_pages(&notices, ino, at, &bytes);
+                    shared.pages_stored(&inode, at, &bytes);
+                    continue;
+                }
                 Stale::Told(told) => {
                     // Whoever asked may have gone.
                     let _ = told.send(());

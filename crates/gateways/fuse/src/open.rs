@@ -12,12 +12,13 @@ use braid_terms::DeviceId;
 use braid_wire::lcc::FileKind;
 use bytes::Bytes;
 
+use crate::around::Changing;
 use crate::clock::now_ms;
 use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names};
 use crate::names::{Making, NewNode};
 use crate::store::Store;
-use crate::vfs::{Shared, Vfs};
+use crate::vfs::{Shared, Vfs, may_write};
 use crate::write::Depth;
 
 /// Something that was opened.
@@ -104,6 +105,10 @@ impl<S: Store> Vfs<S> {
         }
         // By now its number may stand for another.
         let inode = self.shared.inode(id)?;
+        let _changing = match may_write(flags) {
+            true => Some(Changing::settled(&inode).await),
+            false => None,
+        };
         Ok(self.shared.open_checked(&inode, flags))
     }
 

@@ -7,9 +7,12 @@
 //! being fetched                            [ unit ][ unit ]
 //!               <------------- read_window ------------->
 //! ```
-//! Who reads on where the last read ended has the next `read_window` bytes fetched in units of
-//! whole stripes, several at once. A chunk goes when it was read to its end: from then on the
-//! kernel's pages have it.
+//! Who reads on where the last read ended has the next bytes fetched in units of whole stripes, several
+//! at once, the more the longer the sequence is, up to `read_window`. A chunk goes when it was read
+//! to its end: from then on the kernel's pages have it. Reads at random places: `around.rs`.
+//! # Invariants
+//! R1 Nothing is fetched ahead that is here or coming already, and at most `read_memory` at a time:
+//!    a reader that jumps about, or many of them, must not drown the owners.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,7 +23,8 @@ use braid_terms::GroupLayout;
 use braid_wire::lcc::{FileOp, LccReply};
 use bytes::Bytes;
 
-use crate::errno::{Errno, Outcome};
+use crate::clock::now_ms;
+use crate::errno::{Errno, Outcome, of_store};
 use crate::inode::{Inode, ReadPlan};
 use crate::store::Store;
 use crate::vfs::{Handle, Shared, Tuning, Vfs};
@@ -37,6 +41,9 @@ const PAGE: u64 = 4096;
 /// The kernel sends neighbouring reads at the same time, so they come in any order: as far apart as
 /// this they still count as one sequence.
 const NEAR: u64 = 2 << 20;
+/// A sequence of so many bytes is one to be read ahead of; the kernel's first reads are short.
+const SEQUENCE: u64 = 128 << 10;
+pub(crate) const O_DIRECT: i32 = 0o40000;
 
 impl Handle {
     /// Whether a read at `at` goes on where this handle read before.
@@ -44,13 +51,29 @@ impl Handle {
         self.read_end.load(Ordering::Relaxed).abs_diff(at) <= NEAR
     }
 
+    /// Whether it is the next one of a sequence.
+    fn is_sequential(&self, at: u64) -> bool {
+        let is_long = self.read_run.load(Ordering::Relaxed) >= SEQUENCE;
+        self.read_end.load(Ordering::Relaxed) == at || is_long && self.follows(at)
+    }
+
     fn note_read(&self, at: u64, end: u64) {
-        if self.follows(at) {
+        let length = end.saturating_sub(at);
+        if self.is_sequential(at) {
             self.read_end.fetch_max(end, Ordering::Relaxed);
+            self.read_run.fetch_add(length, Ordering::Relaxed);
         } else {
             self.read_end.store(end, Ordering::Relaxed);
+            self.read_run.store(length, Ordering::Relaxed);
             self.ahead_end.store(end, Ordering::Relaxed);
         }
+    }
+
+    /// How far to fetch ahead of the sequence.
+    fn window(&self, tuning: &Tuning) -> u64 {
+        let run = self.read_run.load(Ordering::Relaxed);
+        let most = if run < SEQUENCE { 0 } else { run.saturating_mul(4).max(tuning.read_unit) };
+        most.min(tuning.read_window)
     }
 }
 
@@ -77,7 +100,7 @@ impl Shared {
             return Ok(ReadHere::Ask);
         };
         let end = at + bytes.len() as u64;
-        let sequential = handle.follows(at);
+        let sequential = handle.is_sequential(at);
         handle.note_read(at, end);
         if sequential {
             // What lies well behind the reader is in the kernel's pages now.
@@ -92,7 +115,7 @@ impl Shared {
         let wants_more = sequential
             && state.device().is_some()
             && ahead < state.size
-            && ahead < end + self.tuning.read_window / 2;
+            && ahead < end + handle.window(&self.tuning) / 2;
         Ok(ReadHere::Now(bytes, wants_more))
     }
 }
@@ -116,12 +139,9 @@ impl<S: Store> Vfs<S> {
                 ReadPlan::Unknown => self.ensure_bytes(inode).await?,
                 // What waits to be written next to it, or a unit's edge, may keep a fetch from being
                 // enough: then exactly what is asked is read.
-                ReadPlan::Fetch if handle.follows(at) && !has_fetched => {
+                ReadPlan::Fetch if !has_fetched => {
                     has_fetched = true;
-                    handle.ahead_end.store(at, Ordering::Relaxed);
-                    let Some(unit) = self.plan_unit(handle, at) else { break };
-                    self.read_ahead(handle);
-                    if !self.fetch_unit(inode, unit).await? {
+                    if !self.fetch_more(handle, at, len).await? {
                         break;
                     }
                 }
@@ -142,44 +162,101 @@ impl<S: Store> Vfs<S> {
         }
     }
 
+    /// Fetches more than the read that misses at `at`, if that makes sense. Says whether what came is
+    /// kept.
+    async fn fetch_more(
+        self: &Rc<Self>,
+        handle: &Arc<Handle>,
+        at: u64,
+        len: usize,
+    ) -> Outcome<bool> {
+        let inode = &handle.inode;
+        if handle.is_sequential(at) {
+            handle.ahead_end.store(at, Ordering::Relaxed);
+            let Some(unit) = self.plan_unit(handle, at) else { return Ok(false) };
+            self.read_ahead(handle);
+            return Ok(self.fetch_unit(inode, unit, Patience::AsMounted).await?.is_some());
+        }
+        let unit = {
+            let mut state = inode.state();
+            // Who writes to the file, or keeps its pages away from the kernel, gains nothing.
+            if state.changers > 0 || handle.flags & O_DIRECT != 0 || len > SEQUENCE as usize {
+                return Ok(false);
+            }
+            let Some(layout) = state.device().cloned() else { return Ok(false) };
+            let (size, max) = (state.size, self.shared.tuning.around_max);
+            let Some((from, to)) = state.around.widen(at, size, max, now_ms()) else {
+                return Ok(false);
+            };
+            // Beside what is here already, which the kernel was told.
+            let from = state.coming_to(from).unwrap_or(from).min(at - at % PAGE);
+            let to = to.min(size.next_multiple_of(PAGE));
+            let Some((from, to)) = state.plan_fetch(from, to) else { return Ok(false) };
+            (layout, from, to)
+        };
+        let from = unit.1;
+        let Some(bytes) = self.fetch_unit(inode, unit, Patience::AsMounted).await? else {
+            return Ok(false);
+        };
+        self.shared.store_pages(inode, from, bytes);
+        Ok(true)
+    }
+
     /// Fetches ahead of a sequential reader, up to the window.
     pub fn read_ahead(self: &Rc<Self>, handle: &Arc<Handle>) {
+        let tuning = &self.shared.tuning;
         let from = handle.read_end.load(Ordering::Relaxed);
-        let window = from + self.shared.tuning.read_window;
+        let window = from + handle.window(tuning);
         loop {
             let at = handle.ahead_end.load(Ordering::Relaxed).max(from);
             if at >= window || at >= handle.inode.state().size {
                 return;
             }
+            if self.ahead_fetches.get() >= tuning.read_memory / tuning.read_unit {
+                return; // The reader asks again.
+            }
             let (vfs, handle) = (self.clone(), handle.clone());
-            let Some(fetch) = vfs.plan_unit(&handle, at) else { return };
+            let Some(fetch) = vfs.plan_unit(&handle, at) else { continue };
+            self.ahead_fetches.set(self.ahead_fetches.get() + 1);
             tokio::task::spawn_local(async move {
                 // A reader that needs these bytes asks again and hears of the failure.
-                let _ = vfs.fetch_unit(&handle.inode, fetch).await;
+                let _ = vfs.fetch_unit(&handle.inode, fetch, Patience::Once).await;
+                vfs.ahead_fetches.set(vfs.ahead_fetches.get() - 1);
             });
         }
     }
 
-    /// Marks the unit at `at` as being fetched.
+    /// Marks the unit at `at` as being fetched; `None` where it is here or coming. Either way what
+    /// comes behind it is next.
     fn plan_unit(&self, handle: &Handle, at: u64) -> Option<(GroupLayout, u64, u64)> {
         let mut state = handle.inode.state();
-        let layout = state.device()?.clone();
+        let Some(layout) = state.device().cloned() else {
+            handle.ahead_end.store(u64::MAX, Ordering::Relaxed);
+            return None;
+        };
         let unit = read_unit(&self.shared.tuning, &layout);
         let from = at - at % PAGE;
         let to = (from - from % unit + unit).min(state.size.next_multiple_of(PAGE));
-        if from >= to {
-            return None;
-        }
-        state.fetching.push((from, to));
-        handle.ahead_end.store(to, Ordering::Relaxed);
+        let planned = state.plan_fetch(from, to);
+        let next = planned.map_or_else(|| state.coming_to(from).unwrap_or(to), |(_, to)| to);
+        handle.ahead_end.store(next.max(at + 1), Ordering::Relaxed);
+        let (from, to) = planned?;
         Some((layout, from, to))
     }
 
-    /// Fetches a unit; says whether it is kept.
-    async fn fetch_unit(&self, inode: &Arc<Inode>, unit: (GroupLayout, u64, u64)) -> Outcome<bool> {
+    /// Fetches a unit; gives its bytes if they are kept.
+    async fn fetch_unit(
+        &self,
+        inode: &Arc<Inode>,
+        unit: (GroupLayout, u64, u64),
+        patience: Patience,
+    ) -> Outcome<Option<Bytes>> {
         let (layout, from, to) = unit;
         let fetch = inode.state().begin_fetch(from, to);
-        let outcome = self.fetch(&layout, from, to).await;
+        let outcome = match patience {
+            Patience::AsMounted => self.fetch(&layout, from, to).await,
+            Patience::Once => self.fetch_once(&layout, from, to).await,
+        };
         let mut state = inode.state();
         let good = state.end_fetch(fetch);
         if let Some(place) = state.fetching.iter().position(|range| *range == (from, to)) {
@@ -204,13 +281,13 @@ impl<S: Store> Vfs<S> {
             bytes
         };
         let len = bytes.len() as u64;
-        let kept = good && state.keep_chunk(from, bytes);
+        let kept = good && state.keep_chunk(from, bytes.clone());
         drop(state);
         if kept {
             self.count_chunk(inode, from, len);
         }
         inode.progress.notify_waiters();
-        Ok(kept)
+        Ok(kept.then_some(bytes))
     }
 
     /// Keeps to the memory for read ahead: the oldest chunks go.
@@ -278,14 +355,36 @@ impl<S: Store> Vfs<S> {
     }
 
     async fn fetch_one(&self, layout: &GroupLayout, from: u64, to: u64) -> Outcome<Bytes> {
-        let length = u32::try_from(to - from).expect("at most a request");
-        let op = FileOp::Read { at: from, length, stable: false };
-        match self.file(layout, op, Payload::empty()).await {
-            Ok((LccReply::Read { .. }, bytes)) => Ok(bytes),
-            Ok(_) => Err(Errno::IO),
-            // Promoted, and nothing was written yet.
-            Err(Errno::NOENT) => Ok(Bytes::new()),
-            Err(error) => Err(error),
-        }
+        bytes_read(self.file(layout, read_op(from, to), Payload::empty()).await)
+    }
+
+    /// At most a request's bytes of a device, without waiting for a lost cluster.
+    async fn fetch_once(&self, layout: &GroupLayout, from: u64, to: u64) -> Outcome<Bytes> {
+        let outcome = self.store.file(layout, read_op(from, to), Payload::empty()).await;
+        bytes_read(outcome.map_err(|error| of_store(&error)))
+    }
+}
+
+/// What is done about a lost cluster.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// As the mount's options say.
+    AsMounted,
+    /// It is not waited for: nobody asked for these bytes yet.
+    Once,
+}
+
+fn read_op(from: u64, to: u64) -> FileOp {
+    let length = u32::try_from(to - from).expect("at most a request");
+    FileOp::Read { at: from, length, stable: false }
+}
+
+fn bytes_read(outcome: Outcome<(LccReply, Bytes)>) -> Outcome<Bytes> {
+    match outcome {
+        Ok((LccReply::Read { .. }, bytes)) => Ok(bytes),
+        Ok(_) => Err(Errno::IO),
+        // Promoted, and nothing was written yet.
+        Err(Errno::NOENT) => Ok(Bytes::new()),
+        Err(error) => Err(error),
     }
 }

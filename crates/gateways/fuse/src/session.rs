@@ -9,8 +9,8 @@
 //! ```
 //! # Interrupts
 //! A signal for a thread that waits for an answer only ends its waiting if it kills the thread, as
-//! with any file system: then the thread hears `EINTR` although the operation goes on. A wait for a
-//! lock ends by any signal.
+//! with any file system, and the operation does not end soon: then the thread hears `EINTR` although
+//! the operation goes on. A wait for a lock ends by any signal.
 //! # Traps
 //! `FUSE_ATOMIC_O_TRUNC` is not asked for: with it the file is cut before the kernel has refused
 //! (`ETXTBSY`).
@@ -36,7 +36,7 @@ use crate::open::{O_TRUNC, Opened, Released};
 use crate::read::ReadHere;
 use crate::space::{Allocate, Sought};
 use crate::store::Store;
-use crate::vfs::{Handle, Shared, Vfs};
+use crate::vfs::{Handle, Shared, Vfs, may_write};
 use crate::write::{Depth, WriteHere};
 
 const BACKGROUND_MAX: u16 = 64;
@@ -61,6 +61,10 @@ const FEATURES: u32 = feature::ASYNC_READ
     | feature::HANDLE_KILLPRIV_V2;
 /// Requests taken before tasks get their turn.
 const TURN: usize = 32;
+/// How long an operation goes on before a thread that was killed hears that it was given up. Whoever
+/// waits for a killed process takes its last operation for done or not done, so it should be: SQLite
+/// looks for a journal that is just being removed.
+const KILL_GRACE: Duration = Duration::from_secs(4);
 /// How often it is looked whether a thread that waits was killed, after its first signal.
 const KILL_POLL: Duration = Duration::from_millis(500);
 const F_RDLCK: u32 = 0;
@@ -573,7 +577,9 @@ impl<S: Store> Session<S> {
         let flags = asked.fields.u32()?.cast_signed();
         let id = self.id(asked.header.node);
         let inode = self.shared().inode(id)?;
-        if flags & O_TRUNC == 0 && self.shared().take_open_credit(&inode) {
+        // Who may write waits for what is on its way into the kernel's pages.
+        let is_settled = !may_write(flags) || inode.state().stores == 0;
+        if flags & O_TRUNC == 0 && is_settled && self.shared().take_open_credit(&inode) {
             let opened = self.shared().open_checked(&inode, flags);
             answer_opened(asked.reply(), Answer::new(), opened);
             return Ok(());
@@ -1008,6 +1014,7 @@ impl<S: Store> Session<S> {
 /// who wants to end.
 async fn watch_killed(device: Rc<Device>, unique: u64, running: Rc<Running>) {
     let is_running = || device.running(unique).is_some_and(|now| Rc::ptr_eq(&now, &running));
+    tokio::time::sleep(KILL_GRACE).await;
     while is_running() {
         if is_killed(running.pid) {
             device.give_up(unique, &running);

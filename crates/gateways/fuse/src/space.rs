@@ -8,16 +8,17 @@ use braid_terms::GroupLayout;
 use braid_wire::lcc::{AttributeChanges, DeviceNews, FileData, FileOp, LccReply, SetTime};
 use bytes::Bytes;
 
+use crate::around::Changing;
 use crate::errno::{Errno, Outcome};
 use crate::inode::Inode;
 use crate::store::Store;
 use crate::vfs::{Handle, Vfs};
-use crate::write::{Depth, home_device};
+use crate::write::{Depth, WriteHere, home_device};
 
 /// What `fallocate` does with a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Allocate {
-    /// Room for it; the size grows over it unless it is to be kept. Space is not set aside.
+    /// Room for it, which is taken now: what was a hole holds zeros, and the size grows over it.
     Room,
     /// It reads as zeros and takes no space; the size stays.
     Punch,
@@ -35,6 +36,8 @@ pub enum Sought {
 }
 
 const COPY_STEP: u64 = 4 << 20;
+const ROOM_STEP: u64 = 1 << 20;
+const O_RDWR: i32 = 2;
 const SIZE_MAX: u64 = i64::MAX as u64;
 
 impl<S: Store> Vfs<S> {
@@ -43,6 +46,7 @@ impl<S: Store> Vfs<S> {
         if size > SIZE_MAX {
             return Err(Errno::FBIG);
         }
+        let _changing = Changing::settled(inode).await;
         let _structure = inode.structure.lock().await;
         if let Some(other) = self.bear(inode, false).await? {
             return Box::pin(self.truncate(&other, size)).await;
@@ -157,6 +161,9 @@ impl<S: Store> Vfs<S> {
     }
 
     /// `fallocate`.
+    ///
+    /// Errors: `NOSPC` before anything is changed where the room is not there; `OPNOTSUPP` for room
+    /// behind the end of a file that keeps its size.
     pub async fn allocate(
         self: &Rc<Self>,
         inode: &Arc<Inode>,
@@ -171,7 +178,118 @@ impl<S: Store> Vfs<S> {
             self.zero(inode, from, to.min(size)).await?;
         }
         let grows = what != Allocate::Punch && !keep_size && to > size;
+        if what == Allocate::Room {
+            if keep_size && to > size {
+                return Err(Errno::OPNOTSUPP);
+            }
+            return self.make_room(inode, from, to).await;
+        }
         if grows { self.truncate(inode, to).await } else { Ok(()) }
+    }
+
+    /// Writes zeros where `from..to` has none: only what is stored is sure to have room.
+    async fn make_room(self: &Rc<Self>, inode: &Arc<Inode>, from: u64, to: u64) -> Outcome<()> {
+        let size = inode.state().size;
+        if to.saturating_sub(from.max(size)) > self.space().await?.free {
+            return Err(Errno::NOSPC);
+        }
+        let handle = Arc::new(Handle::of_inode(inode.clone(), O_RDWR));
+        let done = async {
+            let mut at = from;
+            while at < to {
+                let end = to.min(at - at % ROOM_STEP + ROOM_STEP);
+                self.fill_holes(&handle, at, end).await?;
+                at = end;
+            }
+            self.finish(&handle, Depth::Held).await
+        };
+        let done = done.await;
+        if done.is_err() && size < inode.state().size {
+            // As if nothing had been asked; what fails here is told by the first error.
+            let _ = self.truncate(inode, size).await;
+        }
+        done
+    }
+
+    async fn fill_holes(self: &Rc<Self>, handle: &Arc<Handle>, at: u64, end: u64) -> Outcome<()> {
+        let inode = &handle.inode;
+        loop {
+            let room = self.room.notified();
+            let (layout, fetch) = {
+                let mut state = inode.state();
+                (state.device().cloned(), state.begin_fetch(at, end))
+            };
+            let holes = match &layout {
+                Some(layout) => self.holes(layout, at, end).await,
+                None => Ok(vec![(at.max(inode.state().size.min(end)), end)]),
+            };
+            // From here to the writes there is no wait: nobody's bytes come between.
+            let is_same = inode.state().end_fetch(fetch);
+            let holes = holes?;
+            let waits = {
+                let state = inode.state();
+                let flies = |from: u64, to: u64| {
+                    state.flights.iter().any(|flight| flight.start < to && flight.end() > from)
+                };
+                let touched = state.dirty.overlaps(at, end) || flies(at, end);
+                touched || !is_same || state.device() != layout.as_ref()
+            };
+            if waits {
+                self.flush(inode, Depth::Held).await?;
+                continue;
+            }
+            let mut is_full = false;
+            for (from, to) in holes.into_iter().filter(|(from, to)| from < to) {
+                let zeros = vec![0; usize::try_from(to - from).expect("one step")];
+                match self.shared.take_in(handle, from, &zeros)? {
+                    WriteHere::Full => is_full = true,
+                    WriteHere::Kick => self.kick(inode),
+                    WriteHere::Done | WriteHere::NoTurn => {}
+                }
+                if is_full {
+                    break;
+                }
+            }
+            if !is_full {
+                return Ok(());
+            }
+            self.send_all();
+            room.await;
+        }
+    }
+
+    /// What of `at..end` a device does not hold.
+    async fn holes(
+        self: &Rc<Self>,
+        layout: &GroupLayout,
+        at: u64,
+        end: u64,
+    ) -> Outcome<Vec<(u64, u64)>> {
+        let length = match self.file(layout, FileOp::Length, Payload::empty()).await {
+            Ok((LccReply::Length(length), _)) => length.bytes,
+            Ok(_) => return Err(Errno::IO),
+            Err(Errno::NOENT) => 0,
+            Err(error) => return Err(error),
+        };
+        let seek = |at: u64, hole: bool| async move {
+            match self.file(layout, FileOp::Seek { at, hole }, Payload::empty()).await? {
+                (LccReply::Place(place), _) => Ok(place.clamp(at, length)),
+                _ => Err(Errno::IO),
+            }
+        };
+        let mut holes = Vec::new();
+        let mut place = at;
+        while place < end.min(length) {
+            let hole = seek(place, true).await?;
+            if hole >= end.min(length) {
+                break;
+            }
+            let data = seek(hole, false).await?.max(hole + 1);
+            holes.push((hole, data.min(end)));
+            place = data;
+        }
+        holes.push((at.max(length.min(end)), end));
+        Ok(holes)
     }
 
     /// Zeros in place of `from..to`, which lies within the file.

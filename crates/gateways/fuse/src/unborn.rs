@@ -32,6 +32,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 
 use crate::acl::ACCESS;
+use crate::around::Changing;
 use crate::attributes::Changes;
 use crate::clock::{now_ms, wall};
 use crate::errno::{Errno, Outcome};
@@ -348,6 +349,7 @@ impl<S: Store> Vfs<S> {
         if flags & O_APPEND != 0 {
             self.take_turn(&other).await?;
         }
+        let _changing = Changing::settled(&other).await;
         self.leave_nursery(inode);
         // From here on there is no wait: nothing can be written between.
         let runs = {

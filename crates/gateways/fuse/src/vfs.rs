@@ -53,6 +53,8 @@ pub struct Tuning {
     pub read_window: u64,
     /// Bytes that read ahead may keep.
     pub read_memory: u64,
+    /// Files up to this size are brought into the kernel's pages by random reads. See `around.rs`.
+    pub around_max: u64,
     /// Files up to this size live in their record.
     pub inline_max: u64,
     /// How long written bytes may wait before they are sent.
@@ -78,6 +80,7 @@ impl Default for Tuning {
             read_unit: 1 << 20,
             read_window: 8 << 20,
             read_memory: 64 << 20,
+            around_max: 512 << 20,
             inline_max: braid_terms::INLINE_MAX_DEFAULT as u64,
             write_delay_ms: 500,
             soft: false,
@@ -102,10 +105,21 @@ pub struct Shared {
     next_handle: AtomicU64,
     /// Inodes whose pages in the kernel are no longer right.
     pub stale_pages: std::sync::mpsc::Sender<Stale>,
+    /// Bytes on their way into the kernel's pages.
+    pub store_bytes: AtomicU64,
 }
 
 /// What the kernel is to be told.
 pub enum Stale {
+    /// These bytes of a file, to be kept as its pages.
+    Bytes {
+        /// Which.
+        inode: Arc<Inode>,
+        /// First byte.
+        at: u64,
+        /// The bytes.
+        bytes: Bytes,
+    },
     /// Pages and attributes of this inode are no longer right.
     Inode(DeviceId),
     /// Everything before was told.
@@ -122,6 +136,8 @@ pub struct Handle {
     pub errors_seen: AtomicU64,
     /// Where the last read ended.
     pub read_end: AtomicU64,
+    /// Bytes of the sequence of reads that ended there.
+    pub read_run: AtomicU64,
     /// How far is read ahead.
     pub ahead_end: AtomicU64,
     /// Of a directory: entries fetched and not yet told.
@@ -129,16 +145,24 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// The same, of another inode.
-    pub fn of_other(&self, inode: Arc<Inode>) -> Self {
+    /// An open that the kernel does not know of.
+    pub fn of_inode(inode: Arc<Inode>, flags: i32) -> Self {
+        let errors = inode.state().errors();
         Self {
             inode,
-            flags: self.flags,
-            errors_seen: AtomicU64::new(self.errors_seen.load(Ordering::Relaxed)),
+            flags,
+            errors_seen: AtomicU64::new(errors),
             read_end: AtomicU64::new(0),
+            read_run: AtomicU64::new(0),
             ahead_end: AtomicU64::new(0),
             listing: Mutex::default(),
         }
+    }
+
+    /// The same, of another inode.
+    pub fn of_other(&self, inode: Arc<Inode>) -> Self {
+        let errors_seen = AtomicU64::new(self.errors_seen.load(Ordering::Relaxed));
+        Self { errors_seen, ..Self::of_inode(inode, self.flags) }
     }
 }
 
@@ -160,6 +184,8 @@ pub struct Vfs<S> {
     pub read_order: RefCell<VecDeque<(Weak<Inode>, u64, u64)>>,
     /// Bytes in `read_order`.
     pub read_bytes: Cell<u64>,
+    /// Fetches ahead under way.
+    pub ahead_fetches: Cell<u64>,
     /// When space was asked for, and the answer.
     space: Cell<(u64, Space)>,
     /// The client process that holds locks.
@@ -189,6 +215,7 @@ impl Shared {
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             stale_pages,
+            store_bytes: AtomicU64::new(0),
         }
     }
 
@@ -208,16 +235,9 @@ impl Shared {
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let mut state = inode.state();
         state.opens += 1;
-        let errors = state.errors();
+        state.changers += u32::from(may_write(flags));
         drop(state);
-        let handle = Handle {
-            inode,
-            flags,
-            errors_seen: AtomicU64::new(errors),
-            read_end: AtomicU64::new(0),
-            ahead_end: AtomicU64::new(0),
-            listing: Mutex::default(),
-        };
+        let handle = Handle::of_inode(inode, flags);
         self.handles.lock().expect("no holder panics").insert(number, Arc::new(handle));
         number
     }
@@ -227,6 +247,7 @@ impl Shared {
         let handle = self.handles.lock().expect("no holder panics").remove(&number)?;
         let mut state = handle.inode.state();
         state.opens = state.opens.saturating_sub(1);
+        state.changers -= u32::from(may_write(handle.flags));
         let last = state.opens == 0;
         drop(state);
         Some((handle, last))
@@ -238,10 +259,16 @@ impl Shared {
         let mut handles = self.handles.lock().expect("no holder panics");
         for handle in handles.values_mut() {
             if Arc::ptr_eq(&handle.inode, inode) {
-                inode.state().opens -= 1;
+                let writes = u32::from(may_write(handle.flags));
+                {
+                    let mut state = inode.state();
+                    state.opens -= 1;
+                    state.changers -= writes;
+                }
                 let errors = {
                     let mut state = other.state();
                     state.opens += 1;
+                    state.changers += writes;
                     state.errors()
                 };
                 let moved = handle.of_other(other.clone());
@@ -280,6 +307,12 @@ impl Shared {
     }
 }
 
+/// Whether a handle with these `O_` flags may write, also through a mapping.
+pub(crate) fn may_write(flags: i32) -> bool {
+    const O_ACCMODE: i32 = 3;
+    flags & O_ACCMODE != 0
+}
+
 /// How long the client library tried before an answer of "unreachable"; then `hard` tries again.
 const HARD_PAUSE: Duration = Duration::from_millis(200);
 
@@ -296,6 +329,7 @@ impl<S: Store> Vfs<S> {
             backlog: RefCell::default(),
             read_order: RefCell::default(),
             read_bytes: Cell::new(0),
+            ahead_fetches: Cell::new(0),
             space: Cell::default(),
             session,
             locks: HeldLocks::default(),

@@ -96,6 +96,9 @@ impl Shared {
         }
         let mut state = handle.inode.state();
         state.check_error(&handle.errors_seen)?;
+        if state.dirty.is_crowded() {
+            return Ok(WriteHere::Full);
+        }
         let at = if handle.flags & O_APPEND != 0 { state.size } else { at };
         let end = at.checked_add(len).filter(|end| *end <= SIZE_MAX).ok_or(Errno::FBIG)?;
         let span = match state.device() {
@@ -219,7 +222,7 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Memory is short: all files send what they have.
-    fn send_all(self: &Rc<Self>) {
+    pub(crate) fn send_all(self: &Rc<Self>) {
         for inode in self.shared.inodes.dirty() {
             let vfs = self.clone();
             tokio::task::spawn_local(async move {

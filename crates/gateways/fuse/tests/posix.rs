@@ -86,6 +86,15 @@ fn holes_punches_and_places_of_data() {
     assert!(bytes == expect, "punched bytes are zeros, others stay");
     rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 11 << 20).expect("it grows");
     assert_eq!(file.metadata().expect("it is there").len(), 11 << 20);
+    let hole = rustix::fs::seek(&file, Place::Hole(0)).expect("the end is one");
+    assert_eq!(hole, 11 << 20, "room is taken: there are no holes");
+    let bytes = fs::read(mount.path("sparse")).expect("it is read");
+    assert!(bytes[..1 << 20] == expect && &bytes[10 << 20..][..5] == b"tail\0");
+    let too_much = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 1 << 60);
+    assert_eq!(too_much, Err(Errno::NOSPC));
+    let behind = rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 12 << 20);
+    assert_eq!(behind, Err(Errno::OPNOTSUPP), "nothing is kept behind the end");
+    assert_eq!(file.metadata().expect("it is there").len(), 11 << 20);
     file.set_len(3).expect("it is cut");
     file.set_len(20).expect("it is made longer");
     file.seek(SeekFrom::Start(0)).expect("it seeks");

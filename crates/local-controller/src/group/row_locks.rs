@@ -68,37 +68,45 @@ impl RowLocks {
             let mut locks = self.locks.borrow_mut();
             locks.0 += 1;
             let id = locks.0;
-            locks.1.push_back(Lock { id, rows, shared, granted: Some(granted) });
+            let lock = Lock { id, rows, shared, granted: Some(granted) };
+            locks.1.push_back(lock);
+            let last = locks.1.len() - 1;
+            grant(&mut locks.1, last);
             id
         };
         let guard = RowGuard { locks: self.clone(), id };
-        self.grant();
         async move {
             // The sender lives in the list as long as the guard does.
             let _ = turn.await;
             guard
         }
     }
+}
 
-    fn grant(&self) {
-        let mut locks = self.locks.borrow_mut();
-        for at in 0..locks.1.len() {
-            let lock = &locks.1[at];
-            let waits = lock.granted.is_some();
-            let conflicts = locks.1.iter().take(at).any(|earlier| earlier.conflicts(lock));
-            if waits && (!conflicts || braid_terms::planted!("W-11/rows-are-not-locked")) {
-                let granted = locks.1[at].granted.take().expect("it waits");
-                // Who no longer waits drops its guard, which gives the lock back.
-                let _ = granted.send(());
-            }
-        }
+/// Grants the lock at that place if it waits and nothing before it stands in its way.
+fn grant(locks: &mut VecDeque<Lock>, at: usize) {
+    let lock = &locks[at];
+    let conflicts = || locks.iter().take(at).any(|earlier| earlier.conflicts(lock));
+    let waits = lock.granted.is_some();
+    if waits && (!conflicts() || braid_terms::planted!("W-11/rows-are-not-locked")) {
+        let granted = locks[at].granted.take().expect("it waits");
+        // Who no longer waits drops its guard, which gives the lock back.
+        let _ = granted.send(());
     }
 }
 
 impl Drop for RowGuard {
     fn drop(&mut self) {
-        self.locks.locks.borrow_mut().1.retain(|lock| lock.id != self.id);
-        self.locks.grant();
+        let locks = &mut self.locks.locks.borrow_mut().1;
+        let Some(place) = locks.iter().position(|lock| lock.id == self.id) else { return };
+        let gone = locks.remove(place).expect("found above");
+        // Only who waited for this one may have its turn now: a long queue is not walked for each of
+        // the others.
+        for at in place..locks.len() {
+            if locks[at].granted.is_some() && gone.conflicts(&locks[at]) {
+                grant(locks, at);
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use braid_fuse::{MountError, MountOptions};
+use braid_fuse::{Flags, MountError, MountOptions};
 use tokio::time::{Instant, sleep};
 
 use super::{Outcome, cluster_path};
@@ -34,6 +34,11 @@ impl From<MountError> for Failure {
 
 /// Mounts.
 pub fn run(global: &Global, mount: &Mount) -> Outcome {
+    let flags = Flags::parse(mount.options.iter().map(String::as_str))?;
+    if flags.remount {
+        flags.remount(&mount.directory)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let cluster_file = cluster_path(global)?;
     if !mount.foreground {
         start_in_background(&cluster_file, mount)?;
