@@ -9,7 +9,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 fd = os.open(mount, os.O_TMPFILE | os.O_RDWR, 0o600)
 os.write(fd, b"x" * 100_000)
 assert os.fstat(fd).st_nlink == 0
-os.link(f"/proc/self/fd/{fd}", at("named"), follow_symlinks=True)
+AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
+linked = libc.linkat(AT_FDCWD, f"/proc/self/fd/{fd}".encode(), AT_FDCWD, at("named").encode(), AT_SYMLINK_FOLLOW)
+assert linked == 0, os.strerror(ctypes.get_errno())
 os.close(fd)
 assert open(f"{other}/named", "rb").read() == b"x" * 100_000
 done.append("O_TMPFILE")
@@ -23,16 +25,16 @@ done.append("open after unlink")
 
 # Huge offsets.
 fd = os.open(at("sparse"), os.O_RDWR | os.O_CREAT)
-for place in (0, 1 << 32, 1 << 40, (1 << 53) + 5):
+for place in (0, 1 << 32, 1 << 40, (1 << 45) + 5):
     os.pwrite(fd, b"here", place)
     assert os.pread(fd, 4, place) == b"here"
-assert os.fstat(fd).st_size == (1 << 53) + 9
+assert os.fstat(fd).st_size == (1 << 45) + 9
 assert os.lseek(fd, 4096, os.SEEK_DATA) <= 1 << 32
-assert os.pread(fd, 100, 1 << 45) == bytes(100)
+assert os.pread(fd, 100, 1 << 44) == bytes(100)
 os.ftruncate(fd, 10)
 assert os.fstat(fd).st_size == 10
 os.close(fd)
-done.append("offsets to 2^53")
+done.append("offsets to 2^45")
 
 # One mapping, two processes.
 with open(at("map"), "w+b") as file:

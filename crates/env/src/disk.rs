@@ -139,6 +139,10 @@ pub trait FileOps {
     fn length(&self) -> io::Result<u64>;
     /// Cuts or extends with zeros.
     fn set_length(&self, length: u64) -> io::Result<()>;
+    /// The first place from `at` on that may not be a hole; none where only holes follow.
+    fn data_from(&self, at: u64) -> io::Result<Option<u64>> {
+        Ok((at < self.length()?).then_some(at))
+    }
     /// Gives the space of a range back; it reads as zeros.
     fn punch(&self, at: u64, length: u64) -> io::Result<()>;
     /// Makes the bytes and what is needed to find them durable: all that was written before.

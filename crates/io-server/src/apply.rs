@@ -71,7 +71,7 @@ impl Store {
         let mut copied = 0;
         for entry in group.entries.iter().take(count).rev() {
             for piece in entry.pieces.iter().rev() {
-                for run in done.gaps(piece.range).into_iter().flat_map(runs) {
+                for run in self.runs_of(&names, piece, done.gaps(piece.range))? {
                     let name = names[usize::from(run.device_index)];
                     let page = (run.device_index, run.first / GROUP_BLOCKS);
                     self.files.checksums(name, page.1)?;
@@ -98,6 +98,24 @@ impl Store {
         group.header_dirty = false;
         group.files_expected = false;
         Ok(copied)
+    }
+
+    // What of a piece is to be entered, each run within one block group.
+    fn runs_of(
+        &mut self,
+        names: &[PortionName],
+        piece: &Piece,
+        gaps: Vec<BlockRange>,
+    ) -> Result<Vec<BlockRange>, PortionError> {
+        if piece.source != Source::Punch {
+            return Ok(gaps.into_iter().flat_map(runs).collect());
+        }
+        let mut held = Vec::new();
+        for gap in gaps {
+            let name = names[usize::from(gap.device_index)];
+            held.extend(self.files.held_runs(name, gap)?);
+        }
+        Ok(held)
     }
 
     // Brings the bytes of one run of a piece to their place.

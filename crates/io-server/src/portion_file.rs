@@ -327,6 +327,29 @@ impl PortionFiles {
         Ok(runs(range).map(write).collect())
     }
 
+    /// The parts of a range, each within one block group, where the file has anything. A cut of a
+    /// sparse file names a range of any length: what is not there is not walked.
+    pub fn held_runs(
+        &mut self,
+        name: PortionName,
+        range: BlockRange,
+    ) -> io::Result<Vec<BlockRange>> {
+        let Some(file) = self.file(name)? else { return Ok(Vec::new()) };
+        let end = range.first + range.count;
+        let (mut at, mut held) = (range.first, Vec::new());
+        while at < end {
+            let Some(data) = file.data_from(slots_offset(at / GROUP_BLOCKS))? else { break };
+            let group = data / slots_offset(1);
+            at = at.max(group * GROUP_BLOCKS);
+            let stop = ((at / GROUP_BLOCKS + 1) * GROUP_BLOCKS).min(end);
+            if at < stop {
+                held.push(BlockRange { first: at, count: stop - at, ..range });
+            }
+            at = stop.max(at);
+        }
+        Ok(held)
+    }
+
     /// Gives the space of blocks back, where the file has them.
     pub fn punch_blocks(&mut self, name: PortionName, range: BlockRange) -> io::Result<()> {
         let Some(file) = self.file(name)? else { return Ok(()) };

@@ -65,6 +65,38 @@ fn prepared_bytes_are_read_from_their_decided_mark_on_and_survive_a_restart() {
     });
 }
 
+/// A file was made an exbibyte long and cut again, as any user may: the record's punch walked a page
+/// for each 2 MiB of nothing, the server was killed as hung, and its journal repeated it at each start.
+/// Found by stress-ng.
+#[test] // Proves: W-8, S-1.
+fn a_punch_costs_what_is_there_and_not_its_length() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let env = machine::env(Default::default());
+        format(&env, folder.path()).await;
+        let (near, far) = (blocks(1, 700), blocks(5_000, 4));
+        let server = start(&env, folder.path(), 1).await;
+        let owner = Owner::new(&server, 7, 1, 1);
+        let far_at = 1 << 28;
+        let changes = vec![write(0, &near), write(far_at, &far)];
+        let payload = [&near[..], &far].concat();
+        owner.prepare(record(number(1, 1), NONE, changes), &payload, NONE, NONE).await.unwrap();
+        owner.sync().await;
+        owner.marks(number(1, 1), number(1, 1), vec![]).await;
+        server.checkpoint().await.unwrap();
+        assert_eq!(owner.read(number(1, 1), far_at, 4).await.unwrap(), far);
+        let punch = Change::Punch(BlockRange { device_index: 0, first: 600, count: 1 << 48 });
+        let cut = record(number(1, 2), number(1, 1), vec![punch]);
+        owner.prepare(cut, &[], number(1, 1), number(1, 1)).await.unwrap();
+        owner.sync().await;
+        owner.marks(number(1, 2), number(1, 2), vec![]).await;
+        server.checkpoint().await.unwrap();
+        let expect = [&near[..600 * 4096], &[0; 100 * 4096]].concat();
+        assert_eq!(owner.read(number(1, 2), 0, 700).await.unwrap(), expect);
+        assert_eq!(owner.read(number(1, 2), far_at, 4).await.unwrap(), vec![0; 4 * 4096]);
+    });
+}
+
 #[test] // Proves: S-7.
 fn a_folder_without_disk_toml_is_missing_and_one_of_another_cluster_is_refused() {
     run(async {

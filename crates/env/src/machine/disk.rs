@@ -25,7 +25,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, ready};
 use rustix::fs::{
-    AtFlags, CWD, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags, fallocate,
+    AtFlags, CWD, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, fallocate,
     fdatasync, flock, fstat, fstatvfs, fsync, ftruncate, mkdirat, openat, renameat, statat, syncfs,
     unlinkat,
 };
@@ -264,6 +264,17 @@ impl FileOps for MachineFile {
 
     fn set_length(&self, length: u64) -> io::Result<()> {
         Ok(retry_on_intr(|| ftruncate(&*self.descriptor, length))?)
+    }
+
+    fn data_from(&self, at: u64) -> io::Result<Option<u64>> {
+        // The descriptor's own position, which this moves, is used by nobody.
+        match retry_on_intr(|| rustix::fs::seek(&*self.descriptor, SeekFrom::Data(at))) {
+            Ok(place) => Ok(Some(place)),
+            Err(Errno::NXIO) => Ok(None),
+            // A file system without holes.
+            Err(Errno::INVAL) => Ok((at < self.length()?).then_some(at)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn punch(&self, at: u64, length: u64) -> io::Result<()> {

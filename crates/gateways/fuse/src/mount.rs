@@ -67,6 +67,9 @@ pub enum MountError {
         /// What the kernel says.
         error: std::io::Error,
     },
+    /// It is there, for others.
+    #[error("/dev/fuse may not be opened by this user: `chmod 666 /dev/fuse`, or mount as root")]
+    FuseClosed,
     /// Not root, and no helper.
     #[error(
         "only root may mount by itself, and the helper `fusermount3` is not installed: install \
@@ -405,8 +408,12 @@ fn start_pages(
 
 fn check_fuse() -> Result<(), MountError> {
     let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    if let Err(error) = device {
-        return Err(MountError::NoFuse { error });
+    match device {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Err(MountError::FuseClosed);
+        }
+        Err(error) => return Err(MountError::NoFuse { error }),
     }
     let has_helper = || {
         let path = std::env::var_os("PATH").unwrap_or_default();

@@ -119,6 +119,7 @@ fn writes_beside_random_reads_are_kept() {
         }
     }
     assert!(fs::read(mount.path("file")).expect("it is read") == expect);
+    drop(reader);
     let mount = mount.again(&store);
     assert!(fs::read(mount.path("file")).expect("it is read") == expect);
 }

@@ -181,7 +181,8 @@ impl Group {
     fn check_size(&self, change: &GroupWrite) -> Result<(), WriteError> {
         let ends = change.writes.iter().map(|w| w.at.checked_add(w.bytes.len() as u64));
         let lengths = change.lengths.iter().map(|(_, length)| Some(*length));
-        let fits = |end: Option<u64>| end.is_some_and(|end| end <= DEVICE_SIZE_MAX);
+        let size_max = PORTION_SIZE_MAX * self.geometry.data() as u64;
+        let fits = |end: Option<u64>| end.is_some_and(|end| end <= size_max);
         if ends.chain(lengths).all(fits) { Ok(()) } else { Err(WriteError::TooBig) }
     }
 
@@ -603,8 +604,9 @@ impl Group {
     }
 }
 
-/// Largest device, in bytes: what keeps block numbers of portions far from the end of 64 bits.
-const DEVICE_SIZE_MAX: u64 = 1 << 60;
+/// Largest portion, in bytes: what fits a file of ext4 (16 TiB), with its checksum pages. Behind that
+/// an apply would fail for ever.
+const PORTION_SIZE_MAX: u64 = 15 << 40;
 
 /// Longest wait for a promise before the slot counts as failed.
 const PREPARE_WAIT: Duration = CALL_WAIT;

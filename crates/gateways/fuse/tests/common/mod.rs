@@ -21,7 +21,9 @@ impl TestMount {
         let store = store.clone();
         match Mounted::start(|_| async { Ok(store) }, "test", folder.path(), &flags) {
             Ok(mounted) => Some(Self { mounted: Some(mounted), folder }),
-            Err(error @ (MountError::NoFuse { .. } | MountError::NoHelper)) => {
+            Err(
+                error @ (MountError::NoFuse { .. } | MountError::FuseClosed | MountError::NoHelper),
+            ) => {
                 println!("skipped: {error}");
                 None
             }
