@@ -85,7 +85,7 @@ fn a_punch_costs_what_is_there_and_not_its_length() {
         owner.marks(number(1, 1), number(1, 1), vec![]).await;
         server.checkpoint().await.unwrap();
         assert_eq!(owner.read(number(1, 1), far_at, 4).await.unwrap(), far);
-        let punch = Change::Punch(BlockRange { device_index: 0, first: 600, count: 1 << 48 });
+        let punch = Change::Punch(BlockRange { device_index: 0, first: 600, count: 1 << 47 });
         let cut = record(number(1, 2), number(1, 1), vec![punch]);
         owner.prepare(cut, &[], number(1, 1), number(1, 1)).await.unwrap();
         owner.sync().await;
