@@ -102,6 +102,13 @@ pub enum Error {
         /// What.
         reason: String,
     },
+    /// Changes that were answered were lost before they were on the disks: more servers than the
+    /// scheme tolerates lost their power. Told once.
+    #[error("{path}: changes were lost when several servers lost their power; write them again")]
+    HeldLost {
+        /// The path or name.
+        path: String,
+    },
     /// The cluster did not answer in time. A change may have been done all the same.
     #[error("{path}: the cluster does not answer: {reason}; see braid status, then retry")]
     Unavailable {
@@ -135,6 +142,7 @@ impl Error {
             LccRefusal::NoSpace => Self::NoSpace { path },
             LccRefusal::NoPlace { reason } => Self::NoPlace { path, reason },
             LccRefusal::Lost { reason } => Self::Lost { path, reason },
+            LccRefusal::HeldLost => Self::HeldLost { path },
             LccRefusal::BadRequest { reason } => Self::Invalid { path, reason },
             LccRefusal::TooBig => Self::TooBig { path },
             LccRefusal::Unavailable { reason } => Self::Unavailable { path, reason },
@@ -163,7 +171,10 @@ impl Error {
     pub const fn errno(&self) -> i32 {
         match self {
             Self::NotFound { .. } => 2,
-            Self::Unavailable { .. } | Self::Lost { .. } | Self::Protocol { .. } => 5,
+            Self::Unavailable { .. }
+            | Self::Lost { .. }
+            | Self::HeldLost { .. }
+            | Self::Protocol { .. } => 5,
             Self::Conflict { .. } => 16,
             Self::Exists { .. } => 17,
             Self::NotDirectory { .. } => 20,
@@ -194,6 +205,7 @@ impl Error {
             | Self::NoSpace { path }
             | Self::NoPlace { path, .. }
             | Self::TooBig { path }
+            | Self::HeldLost { path }
             | Self::Lost { path, .. }
             | Self::Unavailable { path, .. }
             | Self::Protocol { path, .. } => path,

@@ -12,7 +12,7 @@
 //! Reads and writes at a place may be repeated after a lost answer; an append may not, and says so.
 //! A file that is replaced while it is read gives `Conflict`, not the end of the file.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -36,6 +36,8 @@ pub struct File {
     /// As it was last looked at.
     node: RefCell<Node>,
     busy: RefCell<Busy>,
+    /// Losses of its groups that it was told of.
+    losses: Cell<u64>,
 }
 
 /// What was done to the data device since the last flush.
@@ -93,7 +95,10 @@ pub struct FileReader {
 
 impl File {
     pub(crate) fn new(inner: Rc<Inner>, node: Node) -> Self {
-        Self { inner, node: RefCell::new(node), busy: RefCell::default() }
+        let (node, busy) = (RefCell::new(node), RefCell::default());
+        let new = Self { inner, node, busy, losses: Cell::default() };
+        new.losses.set(new.losses());
+        new
     }
 
     /// The file as it was last looked at.
@@ -327,14 +332,40 @@ impl File {
         Ok(())
     }
 
-    /// Waits until all its bytes and attributes are on the disks. Source: W-9.
+    /// Waits until all its bytes and attributes are on the disks.
+    ///
+    /// Errors: `HeldLost`, once, where what was answered before was lost. Source: W-9.
     pub async fn sync(&self) -> Result<(), Error> {
-        self.flush().await?;
-        if let Some(layout) = self.device() {
-            self.inner.sync_device(&layout).await?;
+        let synced = self.sync_all().await;
+        if !matches!(synced, Ok(()) | Err(Error::HeldLost { .. })) {
+            return synced;
         }
+        // Another handle may have been told first.
+        let losses = self.losses();
+        let is_told = losses <= self.losses.replace(losses);
+        if is_told { synced } else { Err(Error::HeldLost { path: self.shown() }) }
+    }
+
+    /// How often changes of its groups were found lost.
+    fn losses(&self) -> u64 {
+        let node = self.node.borrow();
+        let of = |layout: &GroupLayout| self.inner.reach.losses(layout.group());
+        of(&node.home) + node.attributes.device().map_or(0, of)
+    }
+
+    async fn sync_all(&self) -> Result<(), Error> {
+        self.flush().await?;
+        let device = match self.device() {
+            Some(layout) => self.inner.sync_device(&layout).await.map(|_| ()),
+            None => Ok(()),
+        };
+        if !matches!(device, Ok(()) | Err(Error::HeldLost { .. })) {
+            return device;
+        }
+        // Also where bytes are lost, so that a loss of both is told at once.
         let home = self.node.borrow().home.clone();
-        self.inner.ask_directory(&home, DirectoryOp::Sync).await.map(|_| ())
+        self.inner.ask_directory(&home, DirectoryOp::SYNC).await?;
+        device
     }
 
     /// A reader from the start to the end as it is now.

@@ -31,6 +31,7 @@ mod node;
 mod path;
 mod put;
 mod reach;
+mod told;
 mod tree;
 
 pub use braid_wire::lcc::{AttributeChanges, Attributes, FileData, FileKind, FileTime, SetTime};

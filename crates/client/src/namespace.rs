@@ -454,7 +454,7 @@ impl Client {
         if let FileData::Device(_) = &node.attributes.data {
             self.open_node(&node).map_err(about)?.sync().await.map_err(about)?;
         } else {
-            self.0.ask_directory(&node.home, DirectoryOp::Sync).await.map_err(about)?;
+            self.0.ask_directory(&node.home, DirectoryOp::SYNC).await.map_err(about)?;
         }
         let Ok((parent, _)) = path.clone().split_last() else { return Ok(()) };
         let parent = self.resolve_directory(&parent).await.map_err(about)?;

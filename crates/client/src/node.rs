@@ -377,7 +377,7 @@ impl Directory {
 
     /// Waits until all names here that were answered are on the disks.
     pub async fn sync(&self) -> Result<(), Error> {
-        self.ask(DirectoryOp::Sync).await.map(|_| ())
+        self.ask(DirectoryOp::SYNC).await.map(|_| ())
     }
 
     /// The client that it came from.

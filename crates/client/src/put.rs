@@ -242,7 +242,7 @@ impl Inner {
     }
 
     pub(crate) async fn sync_device(&self, layout: &GroupLayout) -> Result<DeviceLength, Error> {
-        match self.ask_file(layout, FileOp::Sync, Payload::empty()).await? {
+        match self.ask_file(layout, FileOp::SYNC, Payload::empty()).await? {
             (LccReply::Length(length), _) => Ok(length),
             (reply, _) => Err(unexpected(&reply)),
         }

@@ -16,6 +16,7 @@
 //! At the deadline the last reason is told. Whether a change was done is then not known; it carries
 //! an operation id, so that sending it again does it once (L2 of `wire::lcc`).
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,15 +24,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_env::{Address, Env, Payload};
-use braid_terms::{ClusterId, ClusterMap, DeviceId, LccId, ServerId};
+use braid_terms::{ClusterId, ClusterMap, DeviceId, LccId, ServerId, WriteNumber};
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::CoordinatorClient;
-use braid_wire::lcc::{FileOp, Lcc, LccRefusal, LccReply, LccRequest, OperationId};
+use braid_wire::lcc::{
+    Answer, DirectoryOp, FileOp, Lcc, LccRefusal, LccReply, LccRequest, OperationId,
+};
 use braid_wire::rpc::{self, CallError, Hello, Peer, Role};
 use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::told::Told;
 use crate::{ClusterFile, Error};
 
 /// An LCC by its address.
@@ -51,6 +55,7 @@ pub struct Reach {
     owners: RefCell<BTreeMap<DeviceId, Place>>,
     map: RefCell<Option<(Instant, Rc<ClusterMap>)>>,
     is_asking_map: Cell<bool>,
+    told: Told,
 }
 
 /// The way to one LCC.
@@ -64,7 +69,7 @@ struct Link {
 
 /// What one attempt gave.
 enum Attempt {
-    Done(Box<LccReply>, Bytes),
+    Done(Box<Answer>, Bytes),
     Refused(LccRefusal),
     /// Never sent: the LCC could not be reached.
     Unreached(String),
@@ -90,6 +95,7 @@ impl Reach {
             owners: RefCell::default(),
             map: RefCell::new(None),
             is_asking_map: Cell::new(false),
+            told: Told::default(),
         }
     }
 
@@ -206,6 +212,8 @@ impl Reach {
         let what = || format!("device {group}");
         let once =
             matches!(request, LccRequest::File { op: FileOp::Write { append: true, .. }, .. });
+        let named = if is_sync(request) { self.told.written(group) } else { Vec::new() };
+        let request = &naming(request, &named);
         let end = Instant::now() + self.deadline;
         let mut search = Search { attempts: 0, reason: "no server is known".into(), avoid: None };
         loop {
@@ -215,9 +223,17 @@ impl Reach {
             };
             search.attempts += 1;
             let pause = match self.attempt(place, request, payload.clone(), left).await {
-                Attempt::Done(reply, bytes) => {
+                Attempt::Done(answer, bytes) => {
                     self.learn_owner(group, place);
-                    return Ok((*reply, bytes));
+                    if let Some(number) = answer.written {
+                        self.told.note(group, number);
+                    }
+                    self.told.synced(group, &named);
+                    return Ok((answer.reply, bytes));
+                }
+                Attempt::Refused(LccRefusal::HeldLost) => {
+                    self.told.lost(group, &named);
+                    return Err(Error::HeldLost { path: what() });
                 }
                 Attempt::Refused(LccRefusal::NotOwner { owner }) => {
                     search.reason = "its owner is changing".into();
@@ -262,11 +278,16 @@ impl Reach {
         }
     }
 
+    /// How often changes of a group that this process was told of were found lost. Source: W-9.
+    pub fn losses(&self, group: DeviceId) -> u64 {
+        self.told.losses(group)
+    }
+
     /// Asks one LCC, whatever it is about.
     pub async fn ask_at(&self, place: Place, request: &LccRequest) -> Result<LccReply, Error> {
         let what = format!("the server at {}", place.0);
         match self.attempt(place, request, Payload::empty(), self.deadline.min(ASK_AT_MAX)).await {
-            Attempt::Done(reply, _) => Ok(*reply),
+            Attempt::Done(answer, _) => Ok(answer.reply),
             Attempt::Refused(refusal) => Err(Error::refused(refusal, what)),
             Attempt::Unreached(reason) | Attempt::Unanswered(reason) => {
                 Err(Error::Unavailable { path: what, reason })
@@ -342,7 +363,7 @@ impl Reach {
             }
         };
         match client.call(request, payload, left).await {
-            Ok((Ok(reply), bytes)) => Attempt::Done(Box::new(reply), bytes),
+            Ok((Ok(answer), bytes)) => Attempt::Done(Box::new(answer), bytes),
             Ok((Err(refusal), _)) => Attempt::Refused(refusal),
             Err(CallError::TooLarge) => Attempt::Refused(LccRefusal::TooBig),
             Err(error) => {
@@ -388,6 +409,26 @@ impl Reach {
             }
         }
     }
+}
+
+fn is_sync(request: &LccRequest) -> bool {
+    matches!(
+        request,
+        LccRequest::Directory { op: DirectoryOp::Sync { .. }, .. }
+            | LccRequest::File { op: FileOp::Sync { .. }, .. }
+    )
+}
+
+/// A request, and if it is a sync, with what this process was told is written.
+fn naming<'a>(request: &'a LccRequest, named: &[WriteNumber]) -> Cow<'a, LccRequest> {
+    let mut request = Cow::Borrowed(request);
+    if !named.is_empty()
+        && let LccRequest::Directory { op: DirectoryOp::Sync { written }, .. }
+        | LccRequest::File { op: FileOp::Sync { written }, .. } = request.to_mut()
+    {
+        *written = named.to_vec();
+    }
+    request
 }
 
 impl Link {

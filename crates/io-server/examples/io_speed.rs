@@ -142,6 +142,7 @@ fn prepare(device: u64, sequence: u64, change: Change) -> IoRequest {
         footprints: Vec::new(),
         lengths: vec![4096],
         existing: 1,
+        ends: Vec::new(),
         changes: vec![change],
     };
     IoRequest::Prepare(Box::new(Prepare {

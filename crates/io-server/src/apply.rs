@@ -171,6 +171,7 @@ fn header_of(group: &Group, state: &AppliedState, device: usize) -> Header {
         home: group.home,
         file_id: group.layout.group(),
         existing: state.existing,
+        ends: state.ends.clone(),
         length: state.lengths.get(device).copied().unwrap_or(0),
         last: state.base_prev,
         fence: group.grant,

@@ -54,6 +54,8 @@ pub struct Group {
     pub existing: u32,
     /// The write whose lengths they are.
     pub lengths_at: WriteNumber,
+    /// Last writes of former grants, as of the applied state. Source: W-9.
+    pub ends: Vec<WriteNumber>,
     /// Slots under a fact.
     pub absent: Vec<Absent>,
     /// What they missed of dropped records.
@@ -91,6 +93,8 @@ pub struct AppliedState {
     pub lengths_at: WriteNumber,
     /// The last record that is applied.
     pub base_prev: WriteNumber,
+    /// Last writes of former grants.
+    pub ends: Vec<WriteNumber>,
 }
 
 /// A kept record, or rebuilt blocks.
@@ -151,6 +155,7 @@ impl Group {
             lengths,
             existing: 0,
             lengths_at: WriteNumber::NONE,
+            ends: Vec::new(),
             absent: Vec::new(),
             missed: MissMap::default(),
             missed_joining: MissMap::default(),
@@ -266,14 +271,19 @@ impl Group {
             Some(record) => (record.lengths.clone(), record.existing, record.number),
             None => (self.lengths.clone(), self.existing, self.lengths_at),
         };
+        let mut records = self.entries.iter().take(count).filter_map(|entry| entry.record.as_ref());
+        let ends = records.rfind(|record| !record.ends.is_empty());
+        let ends = ends.map_or(&self.ends, |record| &record.ends).clone();
         let first_kept = self.entries.iter().skip(count).find_map(|entry| entry.record.as_ref());
         let base_prev = first_kept.map_or(self.last, |record| record.prev);
-        AppliedState { lengths, existing, lengths_at, base_prev }
+        AppliedState { lengths, existing, lengths_at, base_prev, ends }
     }
 
     /// Drops the first `count` entries, which are applied: lengths move, misses are noted (G3).
     pub fn drop_applied(&mut self, count: usize) {
-        let AppliedState { lengths, existing, lengths_at, base_prev } = self.applied_state(count);
+        let AppliedState { lengths, existing, lengths_at, base_prev, ends } =
+            self.applied_state(count);
+        self.ends = ends;
         self.lengths = lengths;
         self.existing = existing;
         self.lengths_at = lengths_at;
@@ -354,6 +364,15 @@ impl Group {
         }
     }
 
+    /// Last writes of former grants, at the newest record up to the stable mark that tells them.
+    #[must_use]
+    pub fn stable_ends(&self) -> Vec<WriteNumber> {
+        let stable = self.entries.iter().rev().filter(|entry| entry.number <= self.stable);
+        let mut records = stable.filter_map(|entry| entry.record.as_ref());
+        let newest = records.find(|record| !record.ends.is_empty());
+        newest.map_or(&self.ends, |record| &record.ends).clone()
+    }
+
     /// Forgets aborted blocks whose abort is on the medium.
     pub fn forget_aborted(&mut self, synced: JournalPosition) {
         self.aborted.retain(|(position, _)| synced < *position);
@@ -412,6 +431,7 @@ impl Group {
             lengths: self.lengths.clone(),
             lengths_at: self.lengths_at,
             existing: self.existing,
+            ends: self.ends.clone(),
             absent: self.absent.clone(),
             missed: self.missed.to_missed(),
             missed_joining: self.missed_joining.to_missed(),
@@ -443,6 +463,7 @@ impl Group {
             lengths: picture.lengths,
             lengths_at: picture.lengths_at,
             existing: picture.existing,
+            ends: picture.ends,
             absent: picture.absent,
             missed: MissMap::from_missed(&picture.missed),
             missed_joining: MissMap::from_missed(&picture.missed_joining),

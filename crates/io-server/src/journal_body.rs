@@ -102,6 +102,8 @@ pub struct GroupPicture {
     pub lengths_at: WriteNumber,
     /// Existing portions as of the applied state.
     pub existing: u32,
+    /// Last writes of former grants as of the applied state.
+    pub ends: Vec<WriteNumber>,
     /// Slots under a fact.
     pub absent: Vec<Absent>,
     /// What they missed.

@@ -17,6 +17,7 @@ use braid_terms::{
     BLOCK_SIZE, DeviceId, DiskId, GrantNumber, GroupLayout, LayoutGeneration, PORTIONS_MAX,
     PortionIndex, PortionName, RaidScheme, WriteNumber,
 };
+use braid_wire::io::ENDS_MAX;
 
 use crate::bytes_le::{Get, Put};
 use crate::checksum::crc32c;
@@ -29,6 +30,7 @@ pub const BLOCKS_MAX: u64 = 1 << 48;
 
 const HEADER_MAGIC: &[u8; 8] = b"BRAIDPRT";
 const PAGE_MAGIC: &[u8; 8] = b"BRAIDSUM";
+const ENDS_AT: usize = 376;
 const PRESENCE_AT: usize = 1920;
 const CRCS_AT: usize = 1984;
 const OWN_CRC_AT: usize = BLOCK_SIZE - 4;
@@ -103,6 +105,8 @@ pub struct Header {
     pub outcome: Option<(WriteNumber, WriteNumber)>,
     /// Damages of the disk's journal that are repaired here.
     pub damages_repaired: u32,
+    /// Last writes of former grants, in order.
+    pub ends: Vec<WriteNumber>,
 }
 
 /// Which page is meant: what must stand in it.
@@ -186,6 +190,10 @@ fn put_header(put: &mut Put<'_>, key: PageKey, header: &Header) {
     for (index, disk) in layout.disks.iter().enumerate() {
         put.u32(240 + 4 * index, disk.0);
     }
+    put.u32(368, u32::try_from(header.ends.len()).expect("at most ENDS_MAX"));
+    for (index, end) in header.ends.iter().enumerate() {
+        put.number(ENDS_AT + 24 * index, *end);
+    }
 }
 
 /// Reads a slot; `None` where it is not valid or not the page that is meant.
@@ -248,6 +256,7 @@ fn get_header(get: &Get<'_>, page: &[u8], name: PortionName) -> Option<Header> {
         return None;
     }
     let outcome = get.number(168);
+    let ends_count = usize::try_from(get.u32(368)).ok().filter(|count| *count <= ENDS_MAX)?;
     Some(Header {
         layout,
         home: DeviceId(get.u64(104)),
@@ -258,6 +267,7 @@ fn get_header(get: &Get<'_>, page: &[u8], name: PortionName) -> Option<Header> {
         fence: get.grant(152),
         outcome: (outcome != WriteNumber::NONE).then(|| (outcome, get.number(192))),
         damages_repaired: get.u32(216),
+        ends: (0..ends_count).map(|index| get.number(ENDS_AT + 24 * index)).collect(),
     })
 }
 
@@ -283,6 +293,7 @@ mod tests {
             fence: GrantNumber { term: 1, counter: 4 },
             outcome: None,
             damages_repaired: 1,
+            ends: vec![WriteNumber::NONE; ENDS_MAX],
         }
     }
 

@@ -8,7 +8,7 @@
 //! W-1, W-2; I2 of `wire::io`.
 
 use braid_terms::{BLOCK_SIZE, JournalPosition, WriteNumber};
-use braid_wire::io::{BlockRange, Change, Record, RecordKind};
+use braid_wire::io::{BlockRange, Change, ENDS_MAX, Record, RecordKind};
 
 use crate::group::{Group, Piece, Source};
 use crate::portion_page::BLOCKS_MAX;
@@ -91,7 +91,9 @@ pub fn check_shape(
     if record.lengths.len() != devices {
         return Err("one length a device");
     }
-    if record.participants.len() > braid_terms::PORTIONS_MAX || record.footprints.len() > PARTS_MAX
+    if record.participants.len() > braid_terms::PORTIONS_MAX
+        || record.footprints.len() > PARTS_MAX
+        || record.ends.len() > ENDS_MAX
     {
         return Err("too many participants or footprints");
     }
@@ -267,6 +269,7 @@ mod tests {
             footprints: Vec::new(),
             lengths: vec![0],
             existing: 0,
+            ends: Vec::new(),
             changes: Vec::new(),
         }
     }

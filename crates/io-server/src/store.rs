@@ -251,6 +251,7 @@ impl Store {
                 group.outcome =
                     header.outcome.map(|(number, ends_at)| (number, ends_at, JournalPosition(0)));
                 group.existing = header.existing;
+                group.ends.clone_from(&header.ends);
                 group.damages_repaired = header.damages_repaired;
                 group
             }
@@ -345,6 +346,7 @@ impl Store {
             records: unstable.filter_map(head).collect(),
             lengths,
             existing,
+            ends: group.stable_ends(),
             missed: group.missed_so_far().to_missed(),
             damaged_after: group.damaged_after,
             synced: self.synced,
@@ -365,6 +367,7 @@ impl Store {
             records: Vec::new(),
             lengths: Vec::new(),
             existing: 0,
+            ends: Vec::new(),
             missed: Vec::new(),
             damaged_after: (self.damages > 0).then_some(WriteNumber::NONE),
             synced: self.synced,

@@ -92,6 +92,10 @@ impl World {
                 | Error::NotEmpty { .. },
             ) => self.reach("refused"),
             Err(Error::Lost { .. }) if self.was_cut.get() => self.reach("lost in a power cut"),
+            Err(Error::HeldLost { .. }) if self.was_cut.get() => {
+                self.reach("told of a loss");
+                self.oracle.borrow_mut().told_of_loss(self.process);
+            }
             Err(error) => self.violate(format!("{what}: {error}")),
         }
         self.tell(|| match result {
@@ -105,6 +109,7 @@ impl World {
     }
 
     fn tell_op(&self, number: u32, op: OpId) {
+        self.oracle.borrow_mut().by(op, self.process);
         self.tell(|| format!("client {number}: {}", self.oracle.borrow().describe(op)));
     }
 
@@ -125,8 +130,8 @@ impl World {
             oracle.ended(op);
             if stable {
                 let now = oracle.now();
-                oracle.synced_file(op, now);
-                oracle.synced_names(now, |other| other == name);
+                oracle.synced_file(op, now, self.process);
+                oracle.synced_names(now, self.process, |other| other == name);
             }
         }
     }
@@ -304,7 +309,7 @@ impl World {
                     let synced = file.sync().await;
                     self.note("sync", &synced);
                     if synced.is_ok() {
-                        self.oracle.borrow_mut().synced_file(made, begin);
+                        self.oracle.borrow_mut().synced_file(made, begin, self.process);
                     }
                 }
                 _ => self.write(&file, made, number).await,
@@ -344,7 +349,9 @@ impl World {
         let synced = directory.sync().await;
         self.note("sync of a directory", &synced);
         if synced.is_ok() {
-            self.oracle.borrow_mut().synced_names(begin, |name| directory_of(name) == path);
+            let process = self.process;
+            let mut oracle = self.oracle.borrow_mut();
+            oracle.synced_names(begin, process, |name| directory_of(name) == path);
         }
     }
 
@@ -379,7 +386,7 @@ impl World {
             let synced = file.sync().await;
             self.note("sync", &synced);
             if synced.is_ok() {
-                self.oracle.borrow_mut().synced_log(log, begin);
+                self.oracle.borrow_mut().synced_log(log, begin, self.process);
             }
         }
     }

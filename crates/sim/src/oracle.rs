@@ -73,7 +73,13 @@ struct Op {
     /// The file whose bytes it changes.
     file: Option<OpId>,
     what: String,
+    /// The client process that does it, and since when it has a right to count on it.
+    process: Process,
+    told: Option<Tick>,
 }
+
+/// A client process; 0 is nobody.
+pub type Process = u64;
 
 impl Oracle {
     /// The next moment; all moments are in the order of what happened.
@@ -85,7 +91,8 @@ impl Oracle {
     fn op(&mut self, what: String) -> OpId {
         let begin = self.now();
         let interval = Interval { begin, end: Tick::MAX };
-        self.ops.push(Op { interval, names: Vec::new(), file: None, what });
+        let (names, file, process, told) = Default::default();
+        self.ops.push(Op { interval, names, file, what, process, told });
         OpId(self.ops.len() as u64)
     }
 
@@ -103,6 +110,32 @@ impl Oracle {
         let Interval { begin, end } = op_known.interval;
         let end = if end == Tick::MAX { "no end".to_owned() } else { end.to_string() };
         format!("{op} ({}, from {begin} to {end})", op_known.what)
+    }
+
+    /// That process does it.
+    pub fn by(&mut self, op: OpId, process: Process) {
+        self.ops[op.index()].process = process;
+    }
+
+    /// A process was told that something it counted on is lost: it counts on nothing any more.
+    pub fn told_of_loss(&mut self, process: Process) {
+        for op in self.ops.iter_mut().filter(|op| op.process == process) {
+            op.told = None;
+        }
+    }
+
+    /// What a process was told before `begin`, and not that it is lost: a sync of it that was begun
+    /// then says that it is there, whatever happened to the site meanwhile. Source: W-9.
+    fn counted_on(
+        &self,
+        process: Process,
+        begin: Tick,
+        is_synced: impl Fn(&Op) -> bool,
+    ) -> Vec<OpId> {
+        let ops = (1..).map(OpId).zip(&self.ops);
+        let own = ops.filter(|(_, op)| op.process == process && process != 0);
+        let told = own.filter(|(_, op)| op.told.is_some_and(|told| told <= begin));
+        told.filter(|(_, op)| is_synced(op)).map(|(number, _)| number).collect()
     }
 
     /// Something new with bytes of its own under `name`: a put, replacing, or a mkdir.
@@ -155,14 +188,15 @@ impl Oracle {
     /// An operation on names was answered with success.
     pub fn ended(&mut self, op: OpId) {
         let end = self.now();
-        if self.was_cut_since(self.get(op).interval.begin) {
-            return;
-        }
         let names = self.get(op).names.clone();
         if let [to, from] = &names[..]
             && self.may_be_one(op, from, to)
         {
             // Two names of one file: a rename between them does nothing.
+            return;
+        }
+        self.ops[op.index()].told = Some(end);
+        if self.was_cut_since(self.get(op).interval.begin) {
             return;
         }
         self.ops[op.index()].interval.end = end;
@@ -172,8 +206,9 @@ impl Oracle {
     }
 
     /// What was done in part before a power cut of the site may be lost although the rest was
-    /// answered after it: such operations and syncs tell nothing. (The loss number of W-9 would say
-    /// so to the client.)
+    /// answered after it: such operations tell nothing by themselves. The next sync of the same
+    /// process says whether they count, and so do syncs that span the cut, but only of what that
+    /// process did.
     fn was_cut_since(&self, begin: Tick) -> bool {
         begin < self.cut
     }
@@ -308,6 +343,7 @@ impl Oracle {
     /// A change of a file was answered with success.
     pub fn changed(&mut self, op: OpId) {
         let end = self.now();
+        self.ops[op.index()].told = Some(end);
         if self.was_cut_since(self.get(op).interval.begin) {
             return;
         }
@@ -344,8 +380,16 @@ impl Oracle {
         Ok(())
     }
 
-    /// A sync of a file, begun then, was answered with success.
-    pub fn synced_file(&mut self, file: OpId, begin: Tick) {
+    /// A sync of a file, begun then by that process, was answered with success.
+    pub fn synced_file(&mut self, file: OpId, begin: Tick, process: Process) {
+        let end = self.now();
+        for op in self.counted_on(process, begin, |op| op.file == Some(file)) {
+            let interval = &mut self.ops[op.index()].interval;
+            interval.end = interval.end.min(end);
+            if let Some(model) = self.files.get_mut(&file) {
+                model.ended(op, end);
+            }
+        }
         if self.was_cut_since(begin) {
             return;
         }
@@ -354,8 +398,20 @@ impl Oracle {
         }
     }
 
-    /// A sync of the directory that keeps these names, begun then, was answered with success.
-    pub fn synced_names(&mut self, begin: Tick, in_directory: impl Fn(&str) -> bool) {
+    /// A sync of the directory that keeps these names, begun then by that process, was answered with
+    /// success.
+    pub fn synced_names(
+        &mut self,
+        begin: Tick,
+        process: Process,
+        in_directory: impl Fn(&str) -> bool,
+    ) {
+        let end = self.now();
+        for op in self.counted_on(process, begin, |op| !op.names.is_empty()) {
+            for name in self.get(op).names.clone().iter().filter(|name| in_directory(name)) {
+                self.names.get_mut(name).expect("begun").ended(op, end);
+            }
+        }
         if self.was_cut_since(begin) {
             return;
         }
@@ -423,15 +479,22 @@ impl Oracle {
     /// It went there.
     pub fn appended(&mut self, name: &str, op: OpId, at: u64) {
         let end = self.now();
-        if self.was_cut_since(self.get(op).interval.begin) {
+        self.ops[op.index()].told = Some(end);
+        let is_sure = !self.was_cut_since(self.get(op).interval.begin);
+        self.logs.get_mut(name).expect("a log").told(op, at);
+        if !is_sure {
             return;
         }
         self.ops[op.index()].interval.end = end;
-        self.logs.get_mut(name).expect("a log").ended(op, end, at);
+        self.logs.get_mut(name).expect("a log").ended(op, end);
     }
 
-    /// A sync of a log, begun then, was answered with success.
-    pub fn synced_log(&mut self, name: &str, begin: Tick) {
+    /// A sync of a log, begun then by that process, was answered with success.
+    pub fn synced_log(&mut self, name: &str, begin: Tick, process: Process) {
+        let end = self.now();
+        for op in self.counted_on(process, begin, |_| true) {
+            self.logs.get_mut(name).expect("a log").ended(op, end);
+        }
         if self.was_cut_since(begin) {
             return;
         }

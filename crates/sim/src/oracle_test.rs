@@ -81,9 +81,9 @@ fn a_power_cut_takes_what_was_not_synced_and_leaves_a_prefix() {
     let begin = oracle.now();
     let first = oracle.begin_write(file, 0, 10);
     oracle.changed(first);
-    oracle.synced_file(file, begin);
+    oracle.synced_file(file, begin, 0);
     let begin = oracle.now();
-    oracle.synced_file(file, begin);
+    oracle.synced_file(file, begin, 0);
     let second = oracle.begin_write(file, 0, 10);
     oracle.changed(second);
     let third = oracle.begin_write(file, 20, 10);

@@ -56,6 +56,7 @@ pub const ALL: &[Planted] = &[
     planted("W-7/intents-are-not-stable", "a power cut may take an intent of what is decided"),
     planted("O-7/moves-without-the-lock", "directories are moved by any owner at any time"),
     planted("W-8/direct-over-blocks-that-exist", "new bytes go over blocks that exist"),
+    planted("W-9/loss-is-not-told", "a sync says nothing of answered writes that are lost"),
     planted("W-9/stable-before-the-medium", "an owner takes what is held for stable"),
     planted("W-9/apply-before-stable", "a portion applies what is not stable"),
     planted("W-11/rows-are-not-locked", "two writes of one row happen at once"),

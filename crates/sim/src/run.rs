@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::cluster::{CLIENTS, Cluster};
 use crate::faults::Rules;
-use crate::oracle::Oracle;
+use crate::oracle::{Oracle, Process};
 use crate::planted::Planted;
 
 /// How a seed is run.
@@ -109,6 +109,8 @@ pub struct World {
     pub has_rotted: Rc<Cell<bool>>,
     reached: Rc<RefCell<BTreeMap<&'static str, u64>>>,
     trace: bool,
+    /// The client process that this is of; each has its own.
+    pub process: Process,
 }
 
 /// Runs one seed in a world of its own.
@@ -129,6 +131,7 @@ pub fn run_seed(seed: u64, settings: Settings) -> Outcome {
             has_rotted: Rc::default(),
             reached: Rc::default(),
             trace: settings.trace,
+            process: 0,
             simulation,
         };
         world.prepare().await;
@@ -221,7 +224,8 @@ impl World {
     /// A client in a process of its own.
     pub fn start_client(&self, number: u32) {
         let machine = self.simulation.machine(CLIENTS + number);
-        let world = self.clone();
+        let mut world = self.clone();
+        world.process = self.oracle.borrow_mut().now();
         let main = async move |env| world.client(env, number).await;
         let process = self.simulation.spawn_process(&machine, "client", main);
         self.clients.borrow_mut().insert(number, process);

@@ -18,7 +18,7 @@ use braid_env::simulated::{self, FrameSeen, Passage, Simulation};
 use braid_env::{Address, Payload};
 use braid_terms::{
     BLOCK_SIZE, ClusterMap, DeviceId, DiskId, GroupLayout, Incarnation, LayoutGeneration,
-    RaidScheme, ServerId,
+    RaidScheme, ServerId, WriteNumber,
 };
 use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
 use braid_wire::header::{self, FrameKind, Header};
@@ -132,6 +132,12 @@ impl Script {
             script.until("every server serves", async |script| script.is_whole().await).await;
             body(script).await;
         });
+    }
+
+    /// A client process of the script.
+    #[must_use]
+    pub fn client(&self) -> &BraidClient {
+        &self.client
     }
 
     /// Whether every LC answers and knows the map, and no fact is open.
@@ -337,7 +343,7 @@ impl Script {
             client.call(&request, payload, wait).await.ok()
         };
         match timeout(wait, asked).await {
-            Ok(Some((Ok(reply), bytes))) => Ok((reply, bytes)),
+            Ok(Some((Ok(answer), bytes))) => Ok((answer.reply, bytes)),
             Ok(Some((Err(refusal), _))) => Err(Failed::Refused(refusal)),
             Ok(None) | Err(_) => Err(Failed::Unanswered),
         }
@@ -382,7 +388,18 @@ impl Script {
 
     /// Waits for all that was answered to be stable.
     pub async fn sync(&self, server: u32, device: &GroupLayout) -> Result<(), Failed> {
-        self.file(server, device, FileOp::Sync, Vec::new()).await.map(|_| ())
+        self.file(server, device, FileOp::SYNC, Vec::new()).await.map(|_| ())
+    }
+
+    /// As `sync`, by a client that was told of a write.
+    pub async fn sync_of(
+        &self,
+        server: u32,
+        device: &GroupLayout,
+        written: WriteNumber,
+    ) -> Result<(), Failed> {
+        let op = FileOp::Sync { written: vec![written] };
+        self.file(server, device, op, Vec::new()).await.map(|_| ())
     }
 
     /// Reads through the LC of a server.

@@ -234,9 +234,15 @@ pub struct Record {
     pub lengths: Vec<u64>,
     /// Slots of which portion files exist after it, bit K-1 for slot K. Source: F-5.
     pub existing: u32,
+    /// In the slot's first record of a grant: the last write of each of the latest grants before it,
+    /// in order, at most [`ENDS_MAX`]; empty in all others. Source: W-9.
+    pub ends: Vec<WriteNumber>,
     /// What changes at this slot; nothing for a void or outcome record or for a mere witness.
     pub changes: Vec<Change>,
 }
+
+/// Former grants whose last write a group remembers.
+pub const ENDS_MAX: usize = 16;
 
 /// What a record is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -397,6 +403,8 @@ pub struct Report {
     pub lengths: Vec<u64>,
     /// `existing` at that record.
     pub existing: u32,
+    /// `ends` of the newest record at or below the stable mark that has some.
+    pub ends: Vec<WriteNumber>,
     /// What absent slots missed, of dropped records.
     pub missed: Vec<Missed>,
     /// Its journal was damaged: records above this number may have been lost there. Source: S-3.

@@ -34,7 +34,7 @@ pub enum Lcc {}
 
 impl Service for Lcc {
     type Request = LccRequest;
-    type Reply = Result<LccReply, LccRefusal>;
+    type Reply = Result<Answer, LccRefusal>;
 
     const ROLE: Role = Role::Lcc;
 }
@@ -462,7 +462,11 @@ pub enum DirectoryOp {
     /// The parent's group. Answer: `Layouts` with one.
     Parent,
     /// Waits until all that was answered is stable. Answer: `Done`. Source: W-9.
-    Sync,
+    Sync {
+        /// Newest changes that the client was told of, one for each grant: `HeldLost` if one of them
+        /// does not count any more.
+        written: Vec<WriteNumber>,
+    },
     /// Removes the portions of a retired directory that no name is left of. Answer: `Done`.
     Remove,
     /// Locks a file whose attributes are kept here. A wait ends after some seconds: then ask again.
@@ -632,12 +636,35 @@ pub enum FileOp {
         hole: bool,
     },
     /// Waits until all that was answered is stable. Answer: `Length`. Source: W-9.
-    Sync,
+    Sync {
+        /// As in `DirectoryOp::Sync`.
+        written: Vec<WriteNumber>,
+    },
     /// Removes the device's portions. Answer: `Done`. Source: F-9.
     Remove,
 }
 
+impl FileOp {
+    /// `Sync` of what the client library knows to be written.
+    pub const SYNC: Self = Self::Sync { written: Vec::new() };
+}
+
+impl DirectoryOp {
+    /// See [`FileOp::SYNC`].
+    pub const SYNC: Self = Self::Sync { written: Vec::new() };
+}
+
 /// An answer of an LCC.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// What was asked for.
+    pub reply: LccReply,
+    /// To what changes a group: its decided mark, which is at the change or above it. Who asks for
+    /// `Sync` later names it. Source: W-9.
+    pub written: Option<WriteNumber>,
+}
+
+/// What an LCC says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum LccReply {
     /// Done.
@@ -793,6 +820,9 @@ pub enum LccRefusal {
     },
     /// The device would be longer than a device can be.
     TooBig,
+    /// Changes that were answered were lost before they were on the media, more portions than the
+    /// scheme tolerates having lost them: a `Sync` that names one. Source: W-9.
+    HeldLost,
     /// The group's owner is changing, and the change may have been made. Where making it twice does
     /// harm, it must not be asked for again.
     OutcomeUnknown,

@@ -717,7 +717,7 @@ impl Device {
                 let bytes = self.get(at, end.max(at));
                 return (LccReply::Read { length: self.length }, bytes);
             }
-            FileOp::Length | FileOp::Sync => LccReply::Length(self.length_now()),
+            FileOp::Length | FileOp::Sync { .. } => LccReply::Length(self.length_now()),
             FileOp::Truncate { length, .. } => {
                 self.zero(length, self.length.max(length));
                 self.length = length;

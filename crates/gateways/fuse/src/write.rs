@@ -483,7 +483,7 @@ impl<S: Store> Vfs<S> {
             state.device().filter(|_| unstable).cloned()
         };
         let Some(layout) = device else { return Ok(()) };
-        match self.file(&layout, FileOp::Sync, Payload::empty()).await {
+        match self.file(&layout, FileOp::SYNC, Payload::empty()).await {
             // Nobody wrote to it yet.
             Ok(_) | Err(Errno::NOENT) => Ok(()),
             Err(error) => {
@@ -500,7 +500,7 @@ impl<S: Store> Vfs<S> {
         if !std::mem::take(&mut inode.state().record_unstable) {
             return Ok(());
         }
-        let outcome = self.directory(&inode.home, DirectoryOp::Sync).await.map(drop);
+        let outcome = self.directory(&inode.home, DirectoryOp::SYNC).await.map(drop);
         if let Err(error) = outcome {
             let mut state = inode.state();
             state.note_error(error);
@@ -512,7 +512,7 @@ impl<S: Store> Vfs<S> {
     /// Makes what was made in a directory stable.
     pub async fn sync_directory(self: &Rc<Self>, inode: &Inode) -> Outcome<()> {
         self.settle_in(inode.id).await;
-        self.directory(&inode.home, DirectoryOp::Sync).await.map(drop)
+        self.directory(&inode.home, DirectoryOp::SYNC).await.map(drop)
     }
 
     /// Gives the file a device, if it has none.

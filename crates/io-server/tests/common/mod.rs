@@ -142,6 +142,7 @@ pub fn record(number: WriteNumber, prev: WriteNumber, changes: Vec<Change>) -> R
         footprints,
         lengths: vec![number.sequence * 4096],
         existing: 3,
+        ends: Vec::new(),
         changes,
     }
 }

@@ -145,6 +145,7 @@ pub fn write_refusal(error: WriteError) -> LccRefusal {
         WriteError::Unavailable(reason) => LccRefusal::Unavailable { reason },
         WriteError::Lost(reason) => LccRefusal::Lost { reason },
         WriteError::TooBig => LccRefusal::TooBig,
+        WriteError::HeldLost => LccRefusal::HeldLost,
     }
 }
 

@@ -74,8 +74,15 @@ impl FileDevices {
                 let length = group.length(0);
                 told(LccReply::Place(if hole { length } else { at.min(length) }))
             }
-            FileOp::Sync => {
-                let group = self.group(layout).await?;
+            FileOp::Sync { written } => {
+                let group = match self.group(layout).await {
+                    // Not even that it was made has survived.
+                    Err(LccRefusal::NotFound) if !written.is_empty() => {
+                        return Err(LccRefusal::HeldLost);
+                    }
+                    group => group?,
+                };
+                group.check_written(&written).map_err(write_refusal)?;
                 group.sync().await.map_err(write_refusal)?;
                 told(LccReply::Length(length_of(&group)))
             }

@@ -21,10 +21,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_env::{Address, Connection, Payload};
-use braid_terms::{DeviceId, GroupLayout, LccId, PortionIndex};
+use braid_terms::{DeviceId, GroupLayout, LccId, PortionIndex, WriteNumber};
 use braid_wire::lcc::{
-    DirectoryOp, FileData, FileOp, FileTime, GroupDescription, Lcc as LccService, LccRefusal,
-    LccReply, LccRequest, OperationId,
+    Answer, DirectoryOp, FileData, FileOp, FileTime, GroupDescription, Lcc as LccService,
+    LccRefusal, LccReply, LccRequest, OperationId,
 };
 use braid_wire::rpc::{
     Client, Handler, Hello, HelloReply, Peer, Role, accept_hello, serve_connection_after,
@@ -34,7 +34,7 @@ use futures_util::stream::{StreamExt, iter};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::access::{OwnedGroup, own_refusal, place_refusal};
+use super::access::{OwnedGroup, own_refusal, place_refusal, write_refusal};
 use super::batch::Directory;
 use super::checks::{bad, check_directory_layout, check_layout};
 use super::file::FileDevices;
@@ -89,6 +89,14 @@ fn grows(op: &DirectoryOp) -> bool {
     }
 }
 
+fn changes_bytes(op: &FileOp) -> bool {
+    matches!(op, FileOp::Write { .. } | FileOp::Truncate { .. } | FileOp::Punch { .. })
+}
+
+fn names_written(op: &DirectoryOp) -> bool {
+    matches!(op, DirectoryOp::Sync { written } if !written.is_empty())
+}
+
 /// Serves a connection by the LCC that its hello names.
 pub(crate) async fn serve_one_of(all: Vec<Rc<Files>>, mut connection: Connection) {
     let hello = match accept_hello(&mut connection).await {
@@ -124,9 +132,9 @@ impl Handler<LccService> for Files {
         _: Rc<()>,
         request: LccRequest,
         payload: Bytes,
-    ) -> (Result<LccReply, LccRefusal>, Payload) {
+    ) -> (Result<Answer, LccRefusal>, Payload) {
         match self.answer(request, payload).await {
-            Ok((reply, payload)) => (Ok(reply), payload),
+            Ok((answer, payload)) => (Ok(answer), payload),
             Err(refusal) => (Err(refusal), Payload::empty()),
         }
     }
@@ -167,13 +175,24 @@ impl Files {
         self: &Rc<Self>,
         request: LccRequest,
         payload: Bytes,
-    ) -> Result<(LccReply, Payload), LccRefusal> {
+    ) -> Result<(Answer, Payload), LccRefusal> {
         let reply = match request {
             LccRequest::File { layout, op: FileOp::Remove } => self.remove(&layout).await?,
             LccRequest::File { layout, op } => {
-                return self.devices.handle(&layout, op, payload).await;
+                let changes = changes_bytes(&op);
+                let (reply, payload) = self.devices.handle(&layout, op, payload).await?;
+                let written = match &reply {
+                    LccReply::Written { length, .. } | LccReply::Length(length) if changes => {
+                        Some(length.number)
+                    }
+                    _ => None,
+                };
+                return Ok((Answer { reply, written }, payload));
             }
-            LccRequest::Directory { layout, op } => self.directory_op(&layout, op).await?,
+            LccRequest::Directory { layout, op } => {
+                let (reply, written) = self.directory_change(&layout, op).await?;
+                return Ok((Answer { reply, written }, Payload::empty()));
+            }
             LccRequest::NewDevices { data_type, question, count } => {
                 if !(1..=NEW_DEVICES_MAX).contains(&count) {
                     return Err(bad("1 to 256 devices are made at once"));
@@ -196,7 +215,7 @@ impl Files {
             }
             LccRequest::Status => LccReply::Status(self.lcc.status()),
         };
-        Ok((reply, Payload::empty()))
+        Ok((Answer { reply, written: None }, Payload::empty()))
     }
 
     async fn describe(&self, layout: &GroupLayout) -> Result<LccReply, LccRefusal> {
@@ -214,13 +233,22 @@ impl Files {
         })))
     }
 
-    /// An operation on a directory. What is before the first wait happens in the order of the calls,
-    /// if the directory is in memory.
+    /// An operation on a directory.
     pub async fn directory_op(
         self: &Rc<Self>,
         layout: &GroupLayout,
-        mut op: DirectoryOp,
+        op: DirectoryOp,
     ) -> Result<LccReply, LccRefusal> {
+        self.directory_change(layout, op).await.map(|(reply, _)| reply)
+    }
+
+    /// An operation on a directory, and the mark at which it is decided if it is a change. What is
+    /// before the first wait happens in the order of the calls, if the directory is in memory.
+    async fn directory_change(
+        self: &Rc<Self>,
+        layout: &GroupLayout,
+        mut op: DirectoryOp,
+    ) -> Result<(LccReply, Option<WriteNumber>), LccRefusal> {
         check_directory_layout(layout)?;
         tracing::trace!(directory = %layout.group(), ?op, "asked");
         if let DirectoryOp::Rename { target, .. } = &mut op {
@@ -229,10 +257,16 @@ impl Files {
         let begins = matches!(op, DirectoryOp::Begin { .. });
         let directory = match self.held(layout.group()) {
             Some(directory) => directory,
-            None => self.load(layout, begins).await?,
+            None => match self.load(layout, begins).await {
+                Err(LccRefusal::NotFound) if names_written(&op) => {
+                    return Err(LccRefusal::HeldLost);
+                }
+                loaded => loaded?,
+            },
         };
-        match op {
-            DirectoryOp::Sync => {
+        let reply = match op {
+            DirectoryOp::Sync { written } => {
+                directory.group().0.check_written(&written).map_err(write_refusal)?;
                 self.all_settled(&directory).await?;
                 directory.sync().await
             }
@@ -249,7 +283,10 @@ impl Files {
                     return Err(LccRefusal::NoSpace);
                 }
                 let around = Circumstances { now: self.now(), new_id: self.id_for(&op).await? };
-                self.change(directory, op, around).await
+                // Of the group that the directory was read under: a later one has other numbers.
+                let group = directory.group().0.clone();
+                let reply = self.change(directory, op, around).await?;
+                return Ok((reply, Some(group.marks().0)));
             }
             DirectoryOp::Lock { lock, wait } => {
                 let since = self.locks_from(layout.group());
@@ -273,7 +310,8 @@ impl Files {
                 self.look_is_settled(&directory, &op).await?;
                 directory.look(&op)
             }
-        }
+        };
+        reply.map(|reply| (reply, None))
     }
 
     fn locks_from(&self, device: DeviceId) -> Instant {
@@ -519,7 +557,7 @@ impl Files {
                 let reason = format!("the owner of device {} is changing", layout.group());
                 Err(LccRefusal::Unavailable { reason })
             }
-            answer => answer.map(|(reply, _)| reply),
+            answer => answer.map(|(answer, _)| answer.reply),
         }
     }
 
@@ -551,7 +589,7 @@ impl Files {
             }
         };
         match peer.call(request, Payload::empty(), PEER_WAIT).await {
-            Ok((answer, _)) => answer,
+            Ok((answer, _)) => answer.map(|answer| answer.reply),
             Err(error) => Err(unavailable(format!("{address}: {error}"))),
         }
     }

@@ -110,7 +110,7 @@ pub fn operation_of(op: &DirectoryOp) -> Option<OperationId> {
         | DirectoryOp::Finish { .. }
         | DirectoryOp::Outcome { .. }
         | DirectoryOp::Parent
-        | DirectoryOp::Sync
+        | DirectoryOp::Sync { .. }
         | DirectoryOp::Remove
         | DirectoryOp::Lock { .. }
         | DirectoryOp::Unlock { .. }

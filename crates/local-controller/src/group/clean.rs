@@ -27,6 +27,7 @@ use braid_wire::io::Report;
 
 use super::images::slot_bit;
 use super::open::{OpenError, is_gone};
+use super::resolve::ends_with;
 use super::slots::Opened;
 use super::{Dead, Group, Link, State};
 use crate::disks::DiskUp;
@@ -67,6 +68,7 @@ impl Group {
             state.lengths.resize(layout.devices.len(), 0);
             state.decided_lengths = state.lengths.clone();
             state.existing = report.existing;
+            state.ends = ends_with(std::iter::once(&report.ends), report.last);
             if report.home != DeviceId(0) {
                 group.home.set(report.home);
             }

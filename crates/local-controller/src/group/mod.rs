@@ -17,6 +17,7 @@
 mod clean;
 mod heal;
 mod images;
+mod loss;
 pub(crate) mod open;
 mod read;
 pub(crate) mod repair;
@@ -71,6 +72,8 @@ pub(crate) struct State {
     pub lengths: Vec<u64>,
     pub decided_lengths: Vec<u64>,
     pub existing: u32,
+    /// The last write of each of the latest grants before ours, in order. Source: W-9.
+    pub ends: Vec<WriteNumber>,
     pub pending: VecDeque<Pending>,
     pub unstable: VecDeque<Unstable>,
     /// What slots under a fact lack, as told at the open.
@@ -106,6 +109,8 @@ pub(crate) struct Slot {
     pub seen: bool,
     /// Not asked for at a clean open: it is opened when it is first touched. Source: O-8.
     pub untouched: bool,
+    /// It was sent the ends of former grants under ours.
+    pub knows_ends: bool,
     /// Prepares that it refused without a promise in between.
     pub refusals: u8,
 }
@@ -173,6 +178,8 @@ pub(crate) struct Part {
     pub prev: WriteNumber,
     pub change: SlotChange,
     pub create: bool,
+    /// Its record tells the ends of former grants.
+    pub tells_ends: bool,
     pub promised: Option<(Incarnation, JournalPosition)>,
 }
 
@@ -222,6 +229,8 @@ pub enum WriteError {
     Lost(String),
     /// Beyond the largest device.
     TooBig,
+    /// Writes that were answered were lost before they were on the media.
+    HeldLost,
 }
 
 /// Why bytes could not be read.

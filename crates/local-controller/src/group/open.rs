@@ -91,6 +91,7 @@ impl Group {
             unknown,
             seen: unknown,
             untouched: false,
+            knows_ends: false,
             refusals: 0,
         });
         let state = State {
@@ -101,6 +102,7 @@ impl Group {
             lengths: vec![0; devices],
             decided_lengths: vec![0; devices],
             existing: 0,
+            ends: Vec::new(),
             pending: VecDeque::new(),
             unstable: VecDeque::new(),
             missed: Vec::new(),
@@ -364,6 +366,7 @@ impl Group {
         state.lengths.clone_from(&resolution.lengths);
         state.decided_lengths.clone_from(&resolution.lengths);
         state.existing = resolution.existing;
+        state.ends.clone_from(&resolution.ends);
         state.last = resolution.ends_at;
         state.decided = resolution.ends_at;
         state.stable = resolution.settled;

@@ -166,6 +166,7 @@ impl Group {
             slot.condition = Condition::Joining { fact, after, whole, from };
             slot.link = Link::Up(up.clone());
             slot.prev = report.last;
+            slot.knows_ends = false;
             slot.unknown = false;
             slot.seen = true;
             slot.refusals = 0;

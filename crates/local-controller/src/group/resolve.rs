@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use braid_terms::{PortionIndex, WriteNumber, planted};
-use braid_wire::io::{RecordHead, RecordKind, Report};
+use braid_wire::io::{ENDS_MAX, RecordHead, RecordKind, Report};
 
 use super::images::slot_bit;
 use super::open::is_gone;
@@ -41,6 +41,8 @@ pub struct Resolution {
     pub lengths: Vec<u64>,
     /// Existing portions at `ends_at`, bit K-1 for slot K.
     pub existing: u32,
+    /// The last write of each of the latest grants up to `ends_at`, in order. Source: W-9.
+    pub ends: Vec<WriteNumber>,
 }
 
 /// Counts of a group.
@@ -126,6 +128,9 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
     }
     let kept = heads.range(..=ends_at).next_back().map(|(_, head)| *head);
     let (lengths, existing) = lengths_at_end(reports, kept, counts);
+    let kept = heads.range(..=ends_at).map(|(_, head)| &head.record.ends);
+    let told = reports.values().map(|report| &report.ends).chain(kept);
+    let ends = ends_with(told, ends_at);
     Resolution {
         settled: stable,
         ends_at,
@@ -136,7 +141,28 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
         beyond_tolerance,
         lengths,
         existing,
+        ends,
     }
+}
+
+/// The newest list of former grants' last writes, with `ends_at` behind it.
+///
+/// A grant's list stands in the first record of each slot, and whatever counts of it has its first
+/// write, of which any k slots have a part (lemma of O-5): the newest list leaves no grant out.
+pub(super) fn ends_with<'a>(
+    told: impl Iterator<Item = &'a Vec<WriteNumber>>,
+    ends_at: WriteNumber,
+) -> Vec<WriteNumber> {
+    let known = told.filter(|ends| ends.last().is_some_and(|last| *last <= ends_at));
+    let mut ends = known.max_by_key(|ends| ends.last().copied()).cloned().unwrap_or_default();
+    if ends.last().copied().unwrap_or_default() < ends_at {
+        // Writes of one grant end once: what is told twice is told by the later one.
+        ends.retain(|end| end.grant < ends_at.grant);
+        ends.push(ends_at);
+    }
+    let too_many = ends.len().saturating_sub(ENDS_MAX);
+    ends.drain(..too_many);
+    ends
 }
 
 /// Whether `next` is the number behind `last`: the next of its grant, or the first of a later one.

@@ -157,6 +157,7 @@ impl Group {
                         }
                         lacks_since.get_or_insert_with(Instant::now);
                     }
+                    is_lost = !refuses;
                     true
                 }
                 Opened::Fenced => {
@@ -189,7 +190,7 @@ impl Group {
                     group = %self.layout.group(), %slot,
                     "lost decided writes, and too few others are in sync: opens the group anew"
                 );
-                self.kill(Dead::LostOwnership);
+                self.doubt();
                 return;
             }
             self.state.borrow_mut().slot_mut(slot).refusals = 0;

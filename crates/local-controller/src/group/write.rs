@@ -337,7 +337,9 @@ impl Group {
                     Link::Down | Link::Opening => Default::default(),
                 };
                 participants.push(Participant { slot: slot.index, incarnation });
-                let part = Part { prev: slot.prev, change, create: slot.unknown, promised: None };
+                let tells_ends = !std::mem::replace(&mut slot.knows_ends, true);
+                let (prev, create) = (slot.prev, slot.unknown);
+                let part = Part { prev, change, create, tells_ends, promised: None };
                 parts.insert(slot.index, part);
                 slot.prev = number;
                 slot.unknown = false;
@@ -408,6 +410,7 @@ impl Group {
             footprints: pending.footprints.clone(),
             lengths: pending.lengths.clone(),
             existing: pending.existing,
+            ends: if part.tells_ends { state.ends.clone() } else { Vec::new() },
             changes: match pending.kind {
                 RecordKind::Write => part.change.changes.clone(),
                 _ => Vec::new(),

@@ -13,7 +13,7 @@ use braid_terms::{
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest, CoordinatorStatus};
 use braid_wire::coordinator_client::CoordinatorClient;
 use braid_wire::io::ScrubStatus;
-use braid_wire::lcc::{Lcc, LccReply, LccRequest, LccStatus};
+use braid_wire::lcc::{Answer, Lcc, LccReply, LccRequest, LccStatus};
 use braid_wire::main_controller::{MainController, MainReply, MainRequest, ProcessInfo};
 use braid_wire::rpc::{Client, Hello, Peer, Role, Service};
 use serde_json::json;
@@ -76,7 +76,9 @@ pub async fn look(env: &Env, file: &ClusterFile, deadline: Duration) -> Seen {
     let lccs = file.servers.iter().map(|server| async {
         let asked = ask::<Lcc>(env, file, server.lc, &LccRequest::Status);
         match timeout(deadline, asked).await {
-            Ok(Some(Ok(LccReply::Status(status)))) => Some((server.id, status)),
+            Ok(Some(Ok(Answer { reply: LccReply::Status(status), .. }))) => {
+                Some((server.id, status))
+            }
             _ => None,
         }
     });

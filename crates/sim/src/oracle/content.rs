@@ -316,6 +316,8 @@ pub struct LogModel {
 struct Record {
     interval: Interval,
     at: Option<u64>,
+    /// Where its client was told that it went.
+    told: Option<u64>,
     stable: bool,
 }
 
@@ -325,13 +327,20 @@ impl LogModel {
 
     pub fn begin(&mut self, op: OpId, begin: Tick) {
         let interval = Interval { begin, end: Tick::MAX };
-        self.records.insert(op, Record { interval, at: None, stable: false });
+        self.records.insert(op, Record { interval, at: None, told: None, stable: false });
     }
 
-    pub fn ended(&mut self, op: OpId, end: Tick, at: u64) {
-        let record = self.records.get_mut(&op).expect("begun");
-        record.interval.end = end;
-        record.at = Some(at);
+    pub fn told(&mut self, op: OpId, at: u64) {
+        self.records.get_mut(&op).expect("begun").told = Some(at);
+    }
+
+    /// It is there, where its client was told. Nothing where it is no record of this log, or not any
+    /// more.
+    pub fn ended(&mut self, op: OpId, end: Tick) {
+        if let Some(record) = self.records.get_mut(&op) {
+            record.interval.end = record.interval.end.min(end);
+            record.at = record.told;
+        }
     }
 
     pub fn synced(&mut self, begin: Tick) {

@@ -1,0 +1,113 @@
+//! Ring 2: loss that is told, as scripts; see `holes.rs`.
+
+use std::time::Duration;
+
+use braid_client::{EntryAttributes, Error, PutOptions};
+use braid_sim::scripted::{Failed, Role, Script, block};
+use braid_terms::GroupLayout;
+use braid_wire::lcc::LccRefusal;
+
+const SLOW: Duration = Duration::from_secs(3);
+
+fn blocks(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().flat_map(|byte| block(*byte)).collect()
+}
+
+/// A device on servers 1, 2 and 3 that X made at `owner`, with one block for each byte, all stable.
+async fn device_of(script: &Script, owner: u32, bytes: &[u8]) -> GroupLayout {
+    let device = script.device(&[1, 2, 3]);
+    script.write_at_last(owner, &device, 0, &blocks(bytes)).await;
+    script.stable_everywhere(owner, &device).await;
+    device
+}
+
+/// Hole 21: answered writes are lost and nobody is told.
+///
+/// 1. A client has a file open twice and writes to it; the writes are held.
+/// 2. All machines lose their power; the journals had nothing of them on the media.
+/// 3. The new owner finds no trace. Both handles are told at their next sync, once, and what is written
+///    from then on is synced as ever.
+#[test] // Proves: W-9.
+fn hole_21_a_sync_says_that_answered_writes_are_lost() {
+    Script::run(60, 5, "raid5/2+1", async |script| {
+        let client = script.client();
+        let options = PutOptions { stable: true, ..PutOptions::default() };
+        client.put_bytes("/f", vec![1; 100_000].into(), options).await.expect("a file");
+        let [first, second] = [client.open("/f").await, client.open("/f").await];
+        let (first, second) = (first.expect("it is there"), second.expect("it is there"));
+        first.write(0, vec![2; 50_000].into()).await.expect("a held write");
+        first.sync().await.expect("nothing is wrong yet");
+        script.set_sync_time(&script.servers(), SLOW);
+        first.write(0, vec![3; 50_000].into()).await.expect("a held write");
+        script.power_cut(&script.servers());
+        script.power_on(&script.servers());
+        script.until("it can be read", async |_| first.read(0, 1).await.is_ok()).await;
+        assert_eq!(first.read(0, 1).await.expect("it was read")[0], 2, "nothing was on the media");
+        for handle in [&first, &second] {
+            let told = handle.sync().await;
+            assert!(matches!(told, Err(Error::HeldLost { .. })), "{told:?}");
+            handle.sync().await.expect("told once");
+        }
+        first.write(0, vec![4; 50_000].into()).await.expect("a held write");
+        first.sync().await.expect("nothing is wrong with this one");
+    });
+}
+
+/// Hole 21, of names, and by an owner of later.
+///
+/// 1. A file is made in a directory: held. All machines lose their power.
+/// 2. N owns the directory and makes another file; it dies, and N2 owns it.
+/// 3. A sync of the directory says that the first one is lost, though N2 never saw a trace of it.
+#[test] // Proves: W-9.
+fn hole_21_later_owners_know_what_earlier_ones_lost() {
+    Script::run(61, 5, "raid5/2+1", async |script| {
+        let client = script.client();
+        client.mkdir("/d", &EntryAttributes::default()).await.expect("a directory");
+        client.root().sync().await.expect("it is synced");
+        let directory = client.directory("/d").await.expect("it is there");
+        directory.sync().await.expect("it is synced");
+        script.set_sync_time(&script.servers(), SLOW);
+        let put = async |name: &str, stable| {
+            let options = PutOptions { stable, ..PutOptions::default() };
+            let other = script.cluster.client(1).await.expect("another client");
+            let own = if stable { &other } else { client };
+            own.put_bytes(name, vec![7; 10].into(), options).await
+        };
+        put("/d/one", false).await.expect("a held one");
+        script.power_cut(&script.servers());
+        script.power_on(&script.servers());
+        put("/d/two", true).await.expect("by another client, and stable");
+        for server in script.servers() {
+            script.cluster.kill(server, Role::Lc);
+            script.cluster.start_process(server, Role::Lc);
+        }
+        put("/d/three", true).await.expect("by another client, and stable");
+        let told = directory.sync().await;
+        assert!(matches!(told, Err(Error::HeldLost { .. })), "{told:?}");
+        let names = client.list("/d", false).await.expect("it is listed").all().await;
+        assert_eq!(names.expect("it is listed").len(), 2);
+    });
+}
+
+/// More than m portions lose what they held, and their owner lives on.
+///
+/// 1. X at server 4 owns a device; a write {D1, P} is held and answered.
+/// 2. The machines of D1 and P lose their power and are back at once. Neither has the write; one of
+///    them may be removed, the other not.
+/// 3. X gives the group up; who opens it serves what is left, and a sync says what is lost.
+#[test] // Proves: W-9, W-6.
+fn an_owner_that_outlives_a_loss_gives_the_group_up() {
+    Script::run(62, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.set_sync_time(&[1, 2, 3], SLOW);
+        script.write(4, &device, 0, block(3)).await.expect("a held write");
+        let decided = script.describe(4, &device).await.expect("X owns it").decided;
+        script.power_cut(&[1, 3]);
+        script.power_on(&[1, 3]);
+        let read = script.read_at_last(4, &device, 0, 8192).await;
+        assert!(read == blocks(&[1, 2]), "the write is nowhere any more");
+        let told = script.sync_of(4, &device, decided).await;
+        assert_eq!(told, Err(Failed::Refused(LccRefusal::HeldLost)));
+        script.check_all_ways(4, &device, &blocks(&[1, 2])).await;
+    });
+}
