@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{DeviceId, GroupLayout, INLINE_MAX_DEFAULT, PolicyQuestion};
+use braid_terms::{AckMode, DeviceId, GroupLayout, INLINE_MAX_DEFAULT, PolicyQuestion};
 use braid_wire::lcc::{
     AttributeChanges, DeviceLength, DeviceNews, DirectoryOp, FileData, FileOp, LccReply, SetTime,
 };
@@ -36,6 +36,10 @@ pub struct File {
     /// As it was last looked at.
     node: RefCell<Node>,
     busy: RefCell<Busy>,
+    /// The path under which it was opened, for policies.
+    path: Option<String>,
+    /// When a writer is answered, once it was looked up.
+    ack: Cell<Option<AckMode>>,
     /// Losses of its groups that it was told of.
     losses: Cell<u64>,
 }
@@ -96,9 +100,26 @@ pub struct FileReader {
 impl File {
     pub(crate) fn new(inner: Rc<Inner>, node: Node) -> Self {
         let (node, busy) = (RefCell::new(node), RefCell::default());
-        let new = Self { inner, node, busy, losses: Cell::default() };
+        let (path, ack, losses) = Default::default();
+        let new = Self { inner, node, busy, path, ack, losses };
         new.losses.set(new.losses());
         new
+    }
+
+    pub(crate) fn known_as(self, path: String) -> Self {
+        Self { path: Some(path), ..self }
+    }
+
+    /// When a writer of it is answered, by policy. Source: DESIGN 4.
+    pub async fn ack(&self) -> AckMode {
+        match self.ack.get() {
+            Some(ack) => ack,
+            None => {
+                let ack = self.inner.files.ack(self.path.clone()).await;
+                self.ack.set(Some(ack));
+                ack
+            }
+        }
     }
 
     /// The file as it was last looked at.
@@ -359,8 +380,11 @@ impl File {
             Some(layout) => self.inner.sync_device(&layout).await.map(|_| ()),
             None => Ok(()),
         };
-        if !matches!(device, Ok(()) | Err(Error::HeldLost { .. })) {
-            return device;
+        match device {
+            Ok(()) => {}
+            // Unless it is gone because somebody removed the file.
+            Err(Error::HeldLost { .. }) => self.look().await.map(|_| ())?,
+            failed => return failed,
         }
         // Also where bytes are lost, so that a loss of both is told at once.
         let home = self.node.borrow().home.clone();
@@ -439,20 +463,23 @@ impl File {
         pieces: &[(u64, Bytes)],
         size: u64,
     ) -> Result<(), Error> {
-        let question = PolicyQuestion { path: None, size: Some(size) };
+        let (path, size_expected) = (self.path.clone(), Some(size));
+        let question = PolicyQuestion { path, size: size_expected, ..PolicyQuestion::default() };
         let layout = self.inner.files.take(&question).await?;
         let home = &node.home;
+        // Its name is given to it only when it is whole.
+        let begin = |at| WriteAt { at, fresh: true, append: false, ack: AckMode::Cluster };
         let moved = async {
             self.inner.clone().begin_upload(home.clone(), layout.clone()).await?;
             let mut end = 0;
             for (at, bytes) in pieces.iter().filter(|(_, bytes)| !bytes.is_empty()) {
-                self.inner.write_device(home, &layout, *at, bytes.clone(), true).await?;
+                self.inner.write_device(home, &layout, begin(*at), bytes.clone()).await?;
                 end = end.max(at + bytes.len() as u64);
             }
             if end < size {
                 // A last zero makes the length, and the device where it never was.
                 let zero = Bytes::from_static(&[0]);
-                self.inner.write_device(home, &layout, size - 1, zero, true).await?;
+                self.inner.write_device(home, &layout, begin(size - 1), zero).await?;
             }
             if matches!(&node.attributes.data, FileData::Inline(old) if !old.is_empty()) {
                 // What the attributes hold now may be on the disks. It must not depend on bytes that
@@ -475,12 +502,16 @@ impl File {
         at: Option<u64>,
         bytes: Bytes,
     ) -> Result<Option<u64>, Error> {
+        let ack = self.ack().await;
         let Some(change) = self.begin_change(layout).await? else { return Ok(None) };
         let home = self.node.borrow().home.clone();
         let (at, length) = match at {
-            Some(at) => (at, self.inner.write_device(&home, layout, at, bytes, false).await?),
+            Some(at) => {
+                let to = WriteAt { at, fresh: false, append: false, ack };
+                (at, self.inner.write_device(&home, layout, to, bytes).await?)
+            }
             None => {
-                let op = write_op(&home, WriteAt { at: 0, fresh: false, append: true });
+                let op = write_op(&home, WriteAt { at: 0, fresh: false, append: true, ack });
                 match self.inner.ask_file(layout, op, bytes.into()).await? {
                     (LccReply::Written { at, length }, _) => (at, length),
                     (reply, _) => return Err(unexpected(&reply)),
@@ -611,10 +642,10 @@ impl Inner {
         &self,
         home: &GroupLayout,
         layout: &GroupLayout,
-        at: u64,
+        to: WriteAt,
         bytes: Bytes,
-        fresh: bool,
     ) -> Result<DeviceLength, Error> {
+        let WriteAt { at, fresh, append, ack } = to;
         let step = request_bytes(layout, self.options.request_bytes);
         let mut pieces = Vec::new();
         let mut from = 0;
@@ -622,7 +653,7 @@ impl Inner {
             let place = at + from as u64;
             let to_edge = step - usize::try_from(place % step as u64).expect("below `step`");
             let to = bytes.len().min(from + to_edge);
-            let op = write_op(home, WriteAt { at: place, fresh, append: false });
+            let op = write_op(home, WriteAt { at: place, fresh, append, ack });
             pieces.push(self.ask_file(layout, op, bytes.slice(from..to).into()));
             from = to;
         }

@@ -7,9 +7,9 @@
 //! Names and paths: `node.rs`, `namespace.rs`.
 
 use braid_env::Payload;
-use braid_terms::{DataType, DiskId, GroupLayout, PolicyQuestion, SCHEME_DEFAULT};
+use braid_terms::{AckMode, DataType, DiskId, GroupLayout, PolicyQuestion, SCHEME_DEFAULT};
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
-use braid_wire::lcc::{DirectoryOp, FileOp, LccReply, LccRequest, OperationId};
+use braid_wire::lcc::{Chosen, DirectoryOp, FileOp, LccReply, LccRequest, OperationId};
 use bytes::Bytes;
 
 use crate::{Client, Error};
@@ -63,6 +63,25 @@ impl Client {
                 self.inner().directories.take(question).await
             }
         }
+    }
+
+    /// What a new object would get by policy. Source: G-5.
+    pub async fn chosen(
+        &self,
+        data_type: DataType,
+        question: PolicyQuestion,
+    ) -> Result<Chosen, Error> {
+        match data_type {
+            DataType::File => self.inner().files.choose(question).await,
+            DataType::Directory | DataType::Metadata => {
+                self.inner().directories.choose(question).await
+            }
+        }
+    }
+
+    /// When a writer of a file of that path is answered, by policy. Source: DESIGN 4.
+    pub async fn ack(&self, path: Option<String>) -> AckMode {
+        self.inner().files.ack(path).await
     }
 
     /// A layout for a new file's device that nobody else has, if one is at hand without asking and no

@@ -1,4 +1,4 @@
-//! Numbers and places for new devices, fetched ahead.
+//! Numbers and places for new devices, fetched ahead, and what policies say of them.
 //!
 //! # Theory
 //! An LCC gives layouts of devices that it owns from the start (O-2). They are fetched in batches
@@ -9,8 +9,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use braid_terms::{DataType, GroupLayout, PolicyQuestion};
-use braid_wire::lcc::{LccReply, LccRequest};
+use braid_terms::{AckMode, DataType, GroupLayout, Policy, PolicyQuestion};
+use braid_wire::lcc::{Chosen, LccReply, LccRequest};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
@@ -22,6 +22,8 @@ pub struct Stock {
     reach: Rc<Reach>,
     data_type: DataType,
     batch: u32,
+    /// The client's, for policies.
+    priority: Option<u8>,
     ready: RefCell<VecDeque<(GroupLayout, Place)>>,
     /// Whom to ask next.
     turn: Cell<usize>,
@@ -31,13 +33,19 @@ pub struct Stock {
 }
 
 impl Stock {
-    pub fn new(reach: Rc<Reach>, data_type: DataType, batch: u32) -> Rc<Self> {
+    pub fn new(
+        reach: Rc<Reach>,
+        data_type: DataType,
+        batch: u32,
+        priority: Option<u8>,
+    ) -> Rc<Self> {
         // Clients that start at once do not all begin with the same LC.
         let turn = Cell::new(reach.env.random_below(1 << 16) as usize);
         Rc::new(Self {
             reach,
             data_type,
             batch,
+            priority,
             ready: RefCell::default(),
             turn,
             is_fetching: Cell::new(false),
@@ -130,17 +138,50 @@ impl Stock {
         question: PolicyQuestion,
         count: u32,
     ) -> Result<Vec<(GroupLayout, Place)>, Error> {
-        let data_type = self.data_type;
+        let (data_type, question) = (self.data_type, self.with_priority(question));
         let request = LccRequest::NewDevices { data_type, question, count };
+        let (reply, place) = self.ask_any(&request).await?;
+        match reply {
+            LccReply::Layouts(layouts) if !layouts.is_empty() => {
+                let good = layouts.into_iter().filter(|layout| layout.check().is_ok());
+                Ok(good.map(|layout| (layout, place)).collect())
+            }
+            _ => Err(none()),
+        }
+    }
+
+    /// What a new object would get by policy. Source: G-5.
+    pub async fn choose(&self, question: PolicyQuestion) -> Result<Chosen, Error> {
+        let (data_type, question) = (self.data_type, self.with_priority(question));
+        match self.ask_any(&LccRequest::Choose { data_type, question }).await?.0 {
+            LccReply::Chosen(chosen) => Ok(*chosen),
+            _ => Err(none()),
+        }
+    }
+
+    /// When a writer of a file with that path is answered; asked for only where a policy says
+    /// anything about it.
+    pub async fn ack(&self, path: Option<String>) -> AckMode {
+        let map = self.reach.map().await;
+        let says = |policy: &Policy| policy.ack.is_some_and(|ack| ack != AckMode::Cluster);
+        if !map.is_ok_and(|map| map.policies.iter().any(says)) {
+            return AckMode::Cluster;
+        }
+        let question = PolicyQuestion { path, ..PolicyQuestion::default() };
+        // Where nobody answers, the write has the same trouble.
+        self.choose(question).await.map_or(AckMode::Cluster, |chosen| chosen.ack)
+    }
+
+    fn with_priority(&self, question: PolicyQuestion) -> PolicyQuestion {
+        PolicyQuestion { priority: question.priority.or(self.priority), ..question }
+    }
+
+    async fn ask_any(&self, request: &LccRequest) -> Result<(LccReply, Place), Error> {
         let mut failure = none();
         for _ in 0..self.reach.places().len() {
             let place = self.next_place().ok_or_else(none)?;
-            match self.reach.ask_at(place, &request).await {
-                Ok(LccReply::Layouts(layouts)) if !layouts.is_empty() => {
-                    let good = layouts.into_iter().filter(|layout| layout.check().is_ok());
-                    return Ok(good.map(|layout| (layout, place)).collect());
-                }
-                Ok(_) => failure = none(),
+            match self.reach.ask_at(place, request).await {
+                Ok(reply) => return Ok((reply, place)),
                 Err(error) => failure = error,
             }
         }

@@ -39,12 +39,14 @@ pub struct ClientOptions {
     pub request_bytes: usize,
     /// Requests under way for one file that is written or read from end to end.
     pub requests_ahead: usize,
+    /// What policies may choose by. Source: G-5.
+    pub priority: Option<u8>,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
         let deadline = Duration::from_secs(30);
-        Self { deadline, request_bytes: REQUEST_BYTES_MAX, requests_ahead: 4 }
+        Self { deadline, request_bytes: REQUEST_BYTES_MAX, requests_ahead: 4, priority: None }
     }
 }
 
@@ -119,8 +121,13 @@ impl Client {
         };
         let (abandoned, given_up) = mpsc::unbounded_channel();
         let inner = Rc::new(Inner {
-            files: Stock::new(reach.clone(), DataType::File, FILES_AHEAD),
-            directories: Stock::new(reach.clone(), DataType::Directory, DIRECTORIES_AHEAD),
+            files: Stock::new(reach.clone(), DataType::File, FILES_AHEAD, options.priority),
+            directories: Stock::new(
+                reach.clone(),
+                DataType::Directory,
+                DIRECTORIES_AHEAD,
+                options.priority,
+            ),
             reach: reach.clone(),
             options,
             root,
@@ -213,7 +220,9 @@ impl Client {
         new: &EntryAttributes,
     ) -> Result<Directory, Error> {
         let (path, parent, name) = self.parent_of(path).await?;
-        parent.make_directory(&name, new).await.map_err(|error| error.about(path.to_string()))
+        let path = path.to_string();
+        let new = EntryAttributes { path: Some(path.clone()), ..new.clone() };
+        parent.make_directory(&name, &new).await.map_err(|error| error.about(path))
     }
 
     /// Makes a directory and those above it; what is there already is no error.
@@ -230,7 +239,9 @@ impl Client {
             directory = match self.resolve_directory(&above).await {
                 Err(Error::NotFound { .. }) => {
                     let name = &above.names[depth - 1];
-                    match directory.make_directory(name, new).await {
+                    let path = Some(above.to_string());
+                    let new = EntryAttributes { path, ..new.clone() };
+                    match directory.make_directory(name, &new).await {
                         // Somebody else was faster.
                         Err(Error::Exists { .. }) => {
                             self.resolve_directory(&above).await.map_err(about)?
@@ -275,7 +286,9 @@ impl Client {
     pub async fn open(&self, path: impl AsRef<[u8]>) -> Result<File, Error> {
         let path = StorePath::parse(path)?;
         let node = self.resolve(&path, true).await;
-        node.and_then(|node| self.open_node(&node)).map_err(|error| error.about(path.to_string()))
+        let file = node.and_then(|node| self.open_node(&node));
+        let file = file.map_err(|error| error.about(path.to_string()))?;
+        Ok(file.known_as(path.to_string()))
     }
 
     /// Opens a file that was looked up.

@@ -43,11 +43,13 @@ pub struct EntryAttributes {
     pub mtime: Option<FileTime>,
     /// Extended attributes.
     pub xattrs: Vec<(Bytes, Bytes)>,
+    /// Path of a directory that is made, for the policy; known by itself where a path was given.
+    pub path: Option<String>,
 }
 
 impl Default for EntryAttributes {
     fn default() -> Self {
-        Self { mode: 0o644, uid: 0, gid: 0, mtime: None, xattrs: Vec::new() }
+        Self { mode: 0o644, uid: 0, gid: 0, mtime: None, xattrs: Vec::new(), path: None }
     }
 }
 
@@ -205,7 +207,8 @@ impl Directory {
     /// if we stop.
     pub async fn make_directory(&self, name: &[u8], new: &EntryAttributes) -> Result<Self, Error> {
         check_name(name)?;
-        let layout = self.inner.directories.take(&PolicyQuestion::default()).await?;
+        let question = PolicyQuestion { path: new.path.clone(), ..PolicyQuestion::default() };
+        let layout = self.inner.directories.take(&question).await?;
         let upload = DirectoryOp::BeginUploads {
             operation: self.inner.reach.operation(),
             layouts: vec![layout.clone()],

@@ -7,6 +7,7 @@
 //!                  writes at the device's owner, several   /
 //!                  Create: name, attributes, size          then
 //! ```
+//! A name comes after its bytes are decided, so a put is always acknowledged by the cluster.
 //! # Failure
 //! A writer that is dropped or fails gives its device up; if it cannot even say so, the directory's
 //! owner does after a day (F-9). A reader never sees a part of the file.
@@ -15,7 +16,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{GroupLayout, INLINE_MAX_DEFAULT, PolicyQuestion};
+use braid_terms::{AckMode, GroupLayout, INLINE_MAX_DEFAULT, PolicyQuestion};
 use braid_wire::lcc::{
     DeviceLength, DirectoryOp, FileData, FileKind, FileOp, IfExists, LccReply, LccRequest,
     NewAttributes,
@@ -151,7 +152,8 @@ impl PutWriter {
                 return Ok(());
             }
             let size = self.options.size;
-            let question = PolicyQuestion { path: self.options.path.clone(), size };
+            let path = self.options.path.clone();
+            let question = PolicyQuestion { path, size, ..PolicyQuestion::default() };
             let inner = self.directory.inner.clone();
             let upload = Upload::begin(inner, self.directory.layout().clone(), &question).await?;
             self.upload = Some(upload);
@@ -190,7 +192,8 @@ impl Upload {
         let (inner, layout) = (self.inner.clone(), self.layout.clone());
         let home = self.home.clone();
         self.running.spawn_local(async move {
-            let op = write_op(&home, WriteAt { at, fresh: true, append: false });
+            let op =
+                write_op(&home, WriteAt { at, fresh: true, append: false, ack: AckMode::Cluster });
             inner.ask_file(&layout, op, payload).await.map(|_| ())
         });
         Ok(())
@@ -254,12 +257,13 @@ pub(crate) struct WriteAt {
     pub at: u64,
     pub fresh: bool,
     pub append: bool,
+    pub ack: AckMode,
 }
 
-pub(crate) fn write_op(home: &GroupLayout, WriteAt { at, fresh, append }: WriteAt) -> FileOp {
+pub(crate) fn write_op(home: &GroupLayout, WriteAt { at, fresh, append, ack }: WriteAt) -> FileOp {
     // The meta-data device of the directory is the home. Source: F-9.
     let home = home.devices.last().copied().unwrap_or_default();
-    FileOp::Write { at, home, fresh, stable: false, append }
+    FileOp::Write { at, home, fresh, stable: false, append, ack }
 }
 
 /// Whole stripes that fit a request: nothing is read to be written, no stripe has two requests.

@@ -205,7 +205,10 @@ impl Reach {
             | LccRequest::DescribeGroup { layout }
             | LccRequest::Repair { layout }
             | LccRequest::Verify { layout, .. } => layout.group(),
-            LccRequest::NewDevices { .. } | LccRequest::Status => {
+            LccRequest::NewDevices { .. }
+            | LccRequest::Choose { .. }
+            | LccRequest::Shadow { .. }
+            | LccRequest::Status => {
                 unreachable!("not about a group: see ask_at")
             }
         };

@@ -52,6 +52,7 @@ impl Client {
             gid: node.attributes.gid,
             mtime: Some(node.attributes.mtime),
             xattrs: node.attributes.xattrs.clone(),
+            path: None,
         };
         let size = Some(node.attributes.size);
         let options = PutOptions { attributes, replace, size, ..PutOptions::default() };

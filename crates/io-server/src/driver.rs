@@ -453,6 +453,10 @@ impl IoServer {
                 let checked = store.check_incarnation(incarnation);
                 checked.and_then(|()| store.marks(groups))
             }
+            IoRequest::Decided { incarnation, groups } => {
+                let checked = store.check_incarnation(incarnation);
+                checked.map(|()| store.decided(groups))
+            }
             IoRequest::Sync { incarnation, position } => {
                 match store.check_incarnation(incarnation) {
                     Ok(()) => return Begun::Sync(position),

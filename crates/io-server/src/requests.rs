@@ -19,7 +19,7 @@ use braid_terms::{
 };
 use braid_wire::io::{
     BlockRange, Change, Create, Fence, GroupMarks, IoRefusal, IoReply, Open, Prepare, RecordKind,
-    Report,
+    Report, ShadowMark,
 };
 use bytes::Bytes;
 
@@ -266,6 +266,27 @@ impl Store {
             self.take_all_marks(taken);
         }
         Ok(IoReply::Marked { synced: self.synced, refused })
+    }
+
+    /// Takes what a shadow says is decided; a group that is not in memory has nothing undecided. Not
+    /// journalled: a mark that is forgotten costs nothing. Source: W-4.
+    pub fn decided(&mut self, groups: Vec<ShadowMark>) -> IoReply {
+        let mut refused = Vec::new();
+        for ShadowMark { group, slot, grant, decided } in groups {
+            let fence = Fence { group, slot, grant, incarnation: self.incarnation };
+            if self.ready().is_err() || self.check_fence(&fence, Wish::Use).is_err() {
+                refused.push(group);
+                continue;
+            }
+            let key = SlotKey { group, slot };
+            if let Some(group) = self.groups.get_mut(&key) {
+                let is_stable = braid_terms::planted!("W-4/the-shadow-says-stable");
+                let stable = if is_stable { decided } else { WriteNumber::NONE };
+                group.take_marks(decided, stable);
+                self.unapplied |= is_stable;
+            }
+        }
+        IoReply::Marked { synced: self.synced, refused }
     }
 
     /// Takes marks into the state.

@@ -183,20 +183,25 @@ impl Disks {
     }
 
     /// Sends what is queued; to a disk that is not connected it is dropped: who opens the group
-    /// there tells it anew.
-    pub async fn flush_marks(&self) {
+    /// there tells it anew. Returns the disks that did not hear it.
+    pub async fn flush_marks(&self) -> Vec<DiskId> {
         let links: Vec<_> = self.links.borrow().values().cloned().collect();
         let sent = links.into_iter().map(|link| async move {
             let groups: Vec<_> =
                 std::mem::take(&mut *link.marks.borrow_mut()).into_values().collect();
-            let (false, Some(up)) = (groups.is_empty(), link.up()) else { return };
+            if groups.is_empty() {
+                return None;
+            }
+            let Some(up) = link.up() else { return Some(link.disk) };
             let request = IoRequest::Marks { incarnation: up.incarnation, groups };
             let answer = up.client.call(&request, Payload::empty(), CALL_WAIT).await;
-            if let Ok((Ok(IoReply::Marked { synced, .. }), _)) = answer {
-                link.note_synced(up.incarnation, synced);
-            }
+            let Ok((Ok(IoReply::Marked { synced, .. }), _)) = answer else {
+                return Some(link.disk);
+            };
+            link.note_synced(up.incarnation, synced);
+            None
         });
-        futures_util::future::join_all(sent).await;
+        futures_util::future::join_all(sent).await.into_iter().flatten().collect()
     }
 
     /// Waits until `position` of `incarnation` is on the medium; asks for it where nobody has.

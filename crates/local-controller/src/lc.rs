@@ -297,7 +297,9 @@ impl Lc {
                 CoordinatorRequest::Renew { lc: self.lc, map_version: self.map_version.get() };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
             match answer {
-                Ok(CoordinatorReply::Renewed { term, map, disks, tell_holdings, .. }) => {
+                Ok(CoordinatorReply::Renewed {
+                    term, map, disks, servers, tell_holdings, ..
+                }) => {
                     let until = sent + Duration::from_millis(LEASE_MS);
                     let map = map.map(|map| Arc::new(*map));
                     if let Some(map) = &map {
@@ -306,10 +308,11 @@ impl Lc {
                     }
                     let live = disks.iter().map(|live| live.disk).collect();
                     *self.lease.borrow_mut() = Lease { until, live };
-                    let disks: Arc<[_]> = disks.into();
+                    let (disks, servers): (Arc<[_]>, Arc<[_]>) = (disks.into(), servers.into());
                     for mail in &self.mails {
-                        let (disks, map) = (disks.clone(), map.clone());
-                        let _ = mail.send(Mail::Lease { until, disks, map });
+                        let (disks, servers) = (disks.clone(), servers.clone());
+                        let map = map.clone();
+                        let _ = mail.send(Mail::Lease { until, disks, servers, map });
                     }
                     if tell_holdings {
                         self.tell_holdings(term).await;

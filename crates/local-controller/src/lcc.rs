@@ -38,6 +38,7 @@ use crate::group::{Dead, Group};
 use crate::placement::{Candidate, draw};
 use crate::policy;
 use crate::ranges::Ranges;
+use crate::shadow::{Shadow, Shadows};
 
 /// Why a group is not to be had here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -128,9 +129,14 @@ pub struct Lcc {
     facts_bell: Notify,
     unstable: RefCell<BTreeMap<DeviceId, Rc<Group>>>,
     marks: RefCell<BTreeMap<DeviceId, Rc<Group>>>,
-    /// Told when one of the two above gets something.
+    /// What other LCCs told as their shadow.
+    pub(crate) shadow: Shadow,
+    pub(crate) shadows: Shadows,
+    /// Told when one of the first two above gets something.
     pub(crate) work_bell: Notify,
     counters: Cell<Counters>,
+    /// Bytes that were answered and are not decided.
+    pub(crate) ahead_bytes: Cell<usize>,
     uses: Cell<u64>,
     repairs: Cell<u64>,
     /// Nothing new is begun any more.
@@ -173,8 +179,11 @@ impl Lcc {
             facts_bell: Notify::new(),
             unstable: RefCell::default(),
             marks: RefCell::default(),
+            shadow: Shadow::default(),
+            shadows: Shadows::default(),
             work_bell: Notify::new(),
             counters: Cell::default(),
+            ahead_bytes: Cell::default(),
             uses: Cell::default(),
             repairs: Cell::default(),
             ending: Cell::default(),
@@ -822,7 +831,8 @@ impl Lcc {
 
     /// Whether something is to be synced or told.
     pub(crate) fn has_background_work(&self) -> bool {
-        !self.unstable.borrow().is_empty() || !self.marks.borrow().is_empty()
+        let some = !self.unstable.borrow().is_empty() || !self.marks.borrow().is_empty();
+        some || self.shadows.has_news()
     }
 
     pub(crate) fn unstable(&self, group: &Rc<Group>) {
@@ -854,10 +864,16 @@ impl Lcc {
     /// Tells the slots what moved.
     pub(crate) async fn send_marks(&self) {
         let groups = std::mem::take(&mut *self.marks.borrow_mut());
-        for group in groups.values() {
-            group.queue_marks();
-        }
-        self.disks.flush_marks().await;
+        let groups: Vec<_> = groups.into_values().collect();
+        groups.iter().for_each(|group| group.queue_marks());
+        let told = groups.iter().filter_map(|group| {
+            let ready = group.ready()?;
+            let disks = ready.slots.iter().map(|(_, disk)| *disk).collect();
+            Some((ready, disks))
+        });
+        let told: Vec<_> = told.collect();
+        let ((), silent) = tokio::join!(self.tell_shadows(&groups), self.disks.flush_marks());
+        self.note_done(&told, &silent);
     }
 
     pub(crate) fn count_repair(&self, started: bool) {
@@ -887,6 +903,7 @@ impl Lcc {
             repairs: self.repairs.get(),
             blocks_rebuilt: counters.blocks_rebuilt,
             waiting_writes: waiting.count() as u64,
+            shadow_calls: self.shadows.sent.get(),
         }
     }
 

@@ -8,6 +8,7 @@
 //! | `group/`            | RAID controller: cluster writes, reads, opens, repair of one group   |
 //! | `disks.rs`          | connections to I/O servers, syncs and marks for all groups           |
 //! | `files/`            | file controllers: directories, attributes, file bytes                |
+//! | `shadow.rs`         | what it finishes for writers of other servers that are silent        |
 //! | `placement.rs`      | which disks a new group gets                                         |
 //! | `ranges.rs`         | which device numbers are its own without asking                      |
 
@@ -19,6 +20,7 @@ mod lcc;
 mod placement;
 pub mod policy;
 mod ranges;
+mod shadow;
 mod worker;
 
 pub use group::{DeviceWrite, Group, GroupWrite, ReadError, WriteError};

@@ -1,9 +1,15 @@
-//! Which scheme and strip size a new object gets: the first matching policy decides.
+//! What a new object gets: the first policy that matches decides.
+//! # Theory
+//! A policy matches where everything that it names fits: data type, path, expected size, the client's
+//! address and its priority. What is not known of an object fits no policy that asks for it.
 //! # Source
-//! G-5.
+//! G-5; DESIGN 4, acknowledgement modes.
+
+use std::net::IpAddr;
 
 use braid_terms::{
-    ClusterMap, DataType, Policy, PolicyQuestion, RaidScheme, SCHEME_DEFAULT, STRIP_DEFAULT, Spread,
+    AckMode, ClusterMap, DataType, Policy, PolicyQuestion, RaidScheme, SCHEME_DEFAULT,
+    STRIP_DEFAULT, Spread,
 };
 
 /// What a new object gets.
@@ -17,6 +23,8 @@ pub struct Choice<'a> {
     pub strip_size: u32,
     /// What no two portions share.
     pub spread: Spread,
+    /// When a writer of its bytes is answered.
+    pub ack: AckMode,
 }
 
 /// Chooses for a new object. Directories without a policy of their own have as many copies as
@@ -41,12 +49,15 @@ pub fn choose<'a>(
         scheme: policy.and_then(|policy| policy.scheme).unwrap_or(fallback),
         strip_size: policy.and_then(|policy| policy.strip_size).unwrap_or(STRIP_DEFAULT),
         spread: policy.and_then(|policy| policy.spread).unwrap_or_default(),
+        ack: policy.and_then(|policy| policy.ack).unwrap_or_default(),
     }
 }
 
 fn matches(policy: &Policy, data_type: DataType, question: &PolicyQuestion) -> bool {
-    // A policy that names no type is about files: a scheme for directories is asked for by name.
-    let fits_type = policy.data_type.unwrap_or(DataType::File) == data_type;
+    // A policy that names no type is about files: a scheme for directories is asked for by name. A
+    // directory and its meta-data are one group, so they have one scheme.
+    let is_file = |data_type| data_type == DataType::File;
+    let fits_type = is_file(policy.data_type.unwrap_or(DataType::File)) == is_file(data_type);
     let fits_path = match (&policy.path_glob, &question.path) {
         (None, _) => true,
         (Some(glob), Some(path)) => glob_matches(glob.as_bytes(), path.as_bytes()),
@@ -57,8 +68,43 @@ fn matches(policy: &Policy, data_type: DataType, question: &PolicyQuestion) -> b
         (Some(least), Some(size)) => least <= size,
         (Some(_), None) => false,
     };
-    // What is not known of a client matches no policy that asks for it.
-    fits_type && fits_path && fits_size && policy.client.is_none() && policy.priority.is_none()
+    let fits_client = match (&policy.client, question.client) {
+        (None, _) => true,
+        (Some(network), Some(client)) => is_within(client, network),
+        (Some(_), None) => false,
+    };
+    let fits_priority = policy.priority.is_none() || policy.priority == question.priority;
+    fits_type && fits_path && fits_size && fits_client && fits_priority
+}
+
+/// Whether an address is of a network, as `ADDRESS/BITS` or one address; never of what is no network.
+#[must_use]
+pub fn is_within(client: IpAddr, network: &str) -> bool {
+    let (address, bits) = match network.split_once('/') {
+        Some((address, bits)) => (address, bits.parse::<u32>().ok()),
+        None => (network, Some(128)),
+    };
+    let (Ok(address), Some(bits)) = (address.parse::<IpAddr>(), bits) else { return false };
+    // The same address in both of its forms.
+    let (client, address) = (client.to_canonical(), address.to_canonical());
+    let (client, address, width) = match (client, address) {
+        (IpAddr::V4(one), IpAddr::V4(other)) => (one.to_bits().into(), other.to_bits().into(), 32),
+        (IpAddr::V6(one), IpAddr::V6(other)) => (one.to_bits(), other.to_bits(), 128),
+        _ => return false,
+    };
+    let differs: u128 = client ^ address;
+    differs.checked_shr(width - bits.min(width)).unwrap_or(0) == 0
+}
+
+/// Whether a text is a network that [`is_within`] understands.
+#[must_use]
+pub fn is_network(network: &str) -> bool {
+    let address = network.split_once('/').map_or(network, |(address, _)| address);
+    address.parse().is_ok_and(|address: IpAddr| {
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let bits = network.split_once('/').map(|(_, bits)| bits.parse::<u32>());
+        bits.is_none_or(|bits| bits.is_ok_and(|bits| bits <= width))
+    })
 }
 
 /// Whether `text` is matched whole: `*` any run without `/`, `**` any run, `?` one byte but `/`.
@@ -136,11 +182,71 @@ mod tests {
             ..ClusterMap::default()
         };
         let scheme = |path: &str, data_type| {
-            let question = PolicyQuestion { path: Some(path.into()), size: None };
+            let question = PolicyQuestion { path: Some(path.into()), ..Default::default() };
             choose(&map, data_type, &question).scheme.to_string()
         };
         assert_eq!(scheme("/big/x", DataType::File), "rs/8+3");
         assert_eq!(scheme("/x", DataType::File), "raid5/2+1");
         assert_eq!(scheme("/x", DataType::Directory), "raid1/3");
+    }
+
+    #[test] // Proves: G-5.
+    fn a_client_is_of_a_network() {
+        let check = |client: &str, network: &str, expect: bool| {
+            let client = client.parse().expect("an address");
+            assert_eq!(is_within(client, network), expect, "{client} {network}");
+        };
+        check("10.0.3.7", "10.0.0.0/16", true);
+        check("10.1.3.7", "10.0.0.0/16", false);
+        check("::ffff:10.0.3.7", "10.0.3.0/24", true);
+        check("10.0.3.7", "10.0.3.7", true);
+        check("10.0.3.8", "10.0.3.7", false);
+        check("1.2.3.4", "0.0.0.0/0", true);
+        check("fd00::1", "fd00::/8", true);
+        check("fd00::1", "::/0", true);
+        check("fd00::1", "0.0.0.0/0", false);
+        check("1.2.3.4", "here", false);
+        for (network, expect) in
+            [("10.0.0.0/8", true), ("10.0.0.0/33", false), ("fd00::/64", true), ("x/8", false)]
+        {
+            assert_eq!(is_network(network), expect, "{network}");
+        }
+    }
+
+    #[test] // Proves: G-5.
+    fn everything_that_a_policy_names_must_fit() {
+        let policy = Policy {
+            name: "all".into(),
+            path_glob: Some("**.db".into()),
+            data_type: Some(DataType::File),
+            size_min: Some(100),
+            client: Some("10.0.0.0/8".into()),
+            priority: Some(3),
+            scheme: None,
+            strip_size: None,
+            ack: Some(AckMode::Memory),
+            spread: None,
+        };
+        let map = ClusterMap { policies: vec![policy], ..ClusterMap::default() };
+        let fits = PolicyQuestion {
+            path: Some("/x/y.db".into()),
+            size: Some(100),
+            client: "10.9.9.9".parse().ok(),
+            priority: Some(3),
+        };
+        let ack = |data_type, question: PolicyQuestion| choose(&map, data_type, &question).ack;
+        assert_eq!(ack(DataType::File, fits.clone()), AckMode::Memory);
+        let others = [
+            PolicyQuestion { path: Some("/x/y.txt".into()), ..fits.clone() },
+            PolicyQuestion { path: None, ..fits.clone() },
+            PolicyQuestion { size: Some(99), ..fits.clone() },
+            PolicyQuestion { client: "11.0.0.1".parse().ok(), ..fits.clone() },
+            PolicyQuestion { client: None, ..fits.clone() },
+            PolicyQuestion { priority: Some(4), ..fits.clone() },
+        ];
+        for other in others {
+            assert_eq!(ack(DataType::File, other.clone()), AckMode::Cluster, "{other:?}");
+        }
+        assert_eq!(ack(DataType::Directory, fits), AckMode::Cluster);
     }
 }

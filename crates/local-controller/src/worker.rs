@@ -22,7 +22,7 @@ use std::time::Duration;
 use braid_env::{Env, Moment, Payload, machine};
 use braid_terms::{
     ClusterId, ClusterMap, DeviceId, DiskId, DiskState, GrantNumber, GroupLayout, Incarnation,
-    LccId,
+    LccId, ServerId,
 };
 use braid_wire::coordinator::LiveDisk;
 use braid_wire::coordinator_client::CoordinatorClient;
@@ -41,7 +41,12 @@ use crate::lcc::{Lcc, LccParts, OwnError};
 /// What the front says to a worker.
 pub(crate) enum Mail {
     /// The lease was renewed. Source: O-4.
-    Lease { until: Moment, disks: Arc<[LiveDisk]>, map: Option<Arc<ClusterMap>> },
+    Lease {
+        until: Moment,
+        disks: Arc<[LiveDisk]>,
+        servers: Arc<[ServerId]>,
+        map: Option<Arc<ClusterMap>>,
+    },
     /// A new global controller asks what is owned. Source: O-3.
     Holdings { term: u64, reply: oneshot::Sender<Holdings> },
     /// Groups with facts to work off; answers whether some became whole. Source: F-4.
@@ -110,6 +115,7 @@ impl Worker {
         let tasks = vec![
             spawn_local(lcc.clone().send_facts()),
             spawn_local(tend(lcc.clone(), parts.groups_kept)),
+            spawn_local(lcc.clone().watch_writers()),
             spawn_local(warm_up(lcc.clone())),
             spawn_local(files.clone().background()),
             spawn_local(tell_invalid(lcc.clone(), parts.invalid)),
@@ -130,11 +136,12 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
     while let Some(mail) = mail.recv().await {
         let lcc = lcc.clone();
         match mail {
-            Mail::Lease { until, disks, map } => {
+            Mail::Lease { until, disks, servers, map } => {
                 if let Some(map) = map {
                     lcc.learn(Rc::new(ClusterMap::clone(&map)));
                 }
                 lcc.set_lease(until, &disks);
+                lcc.shadows.set_live(servers.to_vec());
                 spawn_local(async move { lcc.reopen_restarted().await });
             }
             Mail::Holdings { term, reply } => {

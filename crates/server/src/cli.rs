@@ -34,6 +34,9 @@ pub struct Global {
     /// Cluster file; else ./braid-data/client.toml, else /etc/braid/client.toml
     #[arg(long, global = true, env = "BRAID_CLUSTER", value_name = "FILE")]
     pub cluster: Option<PathBuf>,
+    /// Priority of this client, for policies that name one (0 to 255)
+    #[arg(long, global = true, env = "BRAID_PRIORITY", value_name = "P")]
+    pub client_priority: Option<u8>,
     /// Least severe log lines that are shown (off, error, warn, info, debug, trace)
     #[arg(long, global = true, value_name = "LEVEL")]
     pub log_level: Option<String>,
@@ -334,8 +337,24 @@ pub enum Policy {
     Set(PolicySet),
     /// Removes a policy
     Unset { name: String },
-    /// Which policy a path gets
-    Test { path: String },
+    /// Which policy a path gets, asked for by this client
+    Test {
+        path: String,
+        /// As if it were of that type
+        #[arg(long = "type", value_name = "file|directory|metadata", default_value = "file")]
+        data_type: String,
+        /// As if that many bytes were expected (K, M, G)
+        #[arg(long, value_parser = parse_size)]
+        size: Option<u64>,
+        /// As if asked for from that address
+        #[arg(long, value_name = "ADDRESS")]
+        client: Option<std::net::IpAddr>,
+        /// As if by a client of that priority
+        #[arg(long, value_name = "P")]
+        priority: Option<u8>,
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Args, Clone, Debug)]
@@ -344,8 +363,14 @@ pub struct PolicySet {
     /// Glob on the path: `*` within a component, `**` across
     #[arg(long = "match", value_name = "GLOB")]
     pub path_glob: Option<String>,
-    #[arg(long = "type", value_name = "file|directory")]
+    #[arg(long = "type", value_name = "file|directory|metadata")]
     pub data_type: Option<String>,
+    /// Network of the client, as 10.0.0.0/8, or one address
+    #[arg(long, value_name = "CIDR")]
+    pub client: Option<String>,
+    /// Priority of the client, exactly
+    #[arg(long, value_name = "P")]
+    pub priority: Option<u8>,
     /// Smallest expected size (K, M, G)
     #[arg(long, value_parser = parse_size)]
     pub min_size: Option<u64>,
@@ -355,6 +380,9 @@ pub struct PolicySet {
     /// Bytes of a strip (K, M)
     #[arg(long, value_parser = parse_size)]
     pub strip: Option<u64>,
+    /// When a writer is answered: memory (of the owner), or cluster
+    #[arg(long, value_name = "memory|cluster")]
+    pub ack: Option<String>,
     /// server or disk
     #[arg(long)]
     pub spread: Option<String>,

@@ -262,3 +262,33 @@ fn up_mounts_the_store_and_down_ends_that_first() {
     assert!(fs::read(cluster.path("back")).expect("it was fetched") == bytes);
     assert_eq!(cluster.ok(&["find", "/", "-name", "f*", "-type", "f"]), "/file\n");
 }
+
+/// Mode `memory`: all local controllers die in the middle of writes. What an fsync said is there, and
+/// what is not there, an fsync says.
+#[test] // Proves: W-9, G-5.
+fn what_was_answered_from_memory_is_there_or_told() {
+    let cluster = Cluster::started(3);
+    cluster.ok(&["policy", "set", "scratch", "--match", "/scratch/**", "--ack", "memory"]);
+    cluster.ok(&["mkdir", "/scratch"]);
+    let Some(mount) = Mount::start(&cluster, "mnt", &[]) else { return };
+    let file = File::create(mount.path("scratch/x")).expect("it is made");
+    let before = pattern(300_000);
+    file.write_all_at(&before, 0).expect("it is written");
+    file.sync_all().expect("it is on the disks");
+    let after: Vec<u8> = before.iter().map(|byte| byte ^ 0x55).collect();
+    for round in 0..3 {
+        file.write_all_at(&after, 0).expect("it is answered");
+        for server in 1..=3 {
+            cluster.pids(server, "lc").into_iter().for_each(|pid| kill(pid, "KILL"));
+        }
+        if let Err(error) = file.sync_all() {
+            assert_eq!(error.raw_os_error(), Some(5), "round {round}");
+            file.write_all_at(&after, 0).expect("it is answered again");
+            file.sync_all().expect("told once, and now it is on the disks");
+        }
+        cluster.ok(&["get", "--quiet", "/scratch/x", "back"]);
+        assert!(fs::read(cluster.path("back")).expect("it was got") == after, "round {round}");
+        file.write_all_at(&before, 0).expect("it is answered");
+        file.sync_all().expect("it is on the disks");
+    }
+}

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use braid_client::{Client, EntryAttributes, Error, File, Node, PutOptions, RenameOptions};
 use braid_env::Env;
+use braid_terms::{AckMode, Policy};
+use braid_wire::coordinator::{CoordinatorRequest, MapChange};
 use bytes::Bytes;
 use tokio::time::sleep;
 
@@ -25,6 +27,23 @@ impl World {
                 let options = PutOptions { stable: true, ..PutOptions::default() };
                 client.put_bytes(log, Bytes::new(), options).await?;
                 self.oracle.borrow_mut().make_log(log);
+            }
+            if self.memory.get() {
+                let policy = Policy {
+                    name: "memory".to_owned(),
+                    path_glob: Some(format!("{MEMORY}/**")),
+                    data_type: None,
+                    size_min: None,
+                    client: None,
+                    priority: None,
+                    scheme: None,
+                    strip_size: None,
+                    ack: Some(AckMode::Memory),
+                    spread: None,
+                };
+                let change = CoordinatorRequest::Change(MapChange::SetPolicy(policy));
+                let set = client.coordinators().call(&change, Duration::from_secs(10)).await;
+                assert!(set.is_ok(), "without any fault: {set:?}");
             }
             client.root().sync().await
         };
@@ -92,7 +111,7 @@ impl World {
                 | Error::NotEmpty { .. },
             ) => self.reach("refused"),
             Err(Error::Lost { .. }) if self.was_cut.get() => self.reach("lost in a power cut"),
-            Err(Error::HeldLost { .. }) if self.was_cut.get() => {
+            Err(Error::HeldLost { .. }) if self.was_cut.get() || self.memory.get() => {
                 self.reach("told of a loss");
                 self.oracle.borrow_mut().told_of_loss(self.process);
             }
@@ -312,7 +331,7 @@ impl World {
                         self.oracle.borrow_mut().synced_file(made, begin, self.process);
                     }
                 }
-                _ => self.write(&file, made, number).await,
+                _ => self.write(&file, (&name, made), number).await,
             }
             if self.stop.get() {
                 return;
@@ -320,7 +339,7 @@ impl World {
         }
     }
 
-    async fn write(&self, file: &File, made: OpId, number: u32) {
+    async fn write(&self, file: &File, (name, made): (&str, OpId), number: u32) {
         let at = self.random(self.any(&[5000, 20_000, 100_000, 400_000]));
         let length = 1 + self.random(self.any(&[100, 9000, 9000, 70_000]));
         let op = self.oracle.borrow_mut().begin_write(made, at, length);
@@ -332,7 +351,14 @@ impl World {
             Ok(()) => file.flush().await,
             failed => failed,
         };
-        self.changed("write", op, &written);
+        if self.memory.get() && directory_of(name) == MEMORY {
+            self.note("write, answered from memory", &written);
+            if written.is_ok() {
+                self.oracle.borrow_mut().answered_ahead(op);
+            }
+        } else {
+            self.changed("write", op, &written);
+        }
     }
 
     fn changed(&self, what: &'static str, op: OpId, result: &Result<(), Error>) {
@@ -466,4 +492,6 @@ pub fn slashed(directory: &str) -> &str {
 pub const DIRECTORIES: [&str; 3] = ["", "/a", "/b"];
 /// Files that only grow.
 pub const LOGS: [&str; 2] = ["/log", "/a/log"];
+/// Where writes are answered from memory, if anywhere.
+const MEMORY: &str = "/b";
 const MAKER: &[u8] = b"user.maker";

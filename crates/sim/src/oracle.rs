@@ -355,6 +355,12 @@ impl Oracle {
         }
     }
 
+    /// A change of a file was answered before it was sure: the next sync of its process says.
+    pub fn answered_ahead(&mut self, op: OpId) {
+        let end = self.now();
+        self.ops[op.index()].told = Some(end);
+    }
+
     /// A file was read from its start to its end, from `begin` to now.
     ///
     /// Errors: what is wrong, for people.

@@ -107,6 +107,8 @@ pub struct World {
     pub was_cut: Rc<Cell<bool>>,
     /// Bits were flipped in files of disks.
     pub has_rotted: Rc<Cell<bool>>,
+    /// Writes to some files are answered from memory.
+    pub memory: Rc<Cell<bool>>,
     reached: Rc<RefCell<BTreeMap<&'static str, u64>>>,
     trace: bool,
     /// The client process that this is of; each has its own.
@@ -129,6 +131,7 @@ pub fn run_seed(seed: u64, settings: Settings) -> Outcome {
             stop: Rc::default(),
             was_cut: Rc::default(),
             has_rotted: Rc::default(),
+            memory: Rc::new(Cell::new(seed.is_multiple_of(3))),
             reached: Rc::default(),
             trace: settings.trace,
             process: 0,

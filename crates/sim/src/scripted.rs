@@ -17,15 +17,15 @@ use braid_client::Client as BraidClient;
 use braid_env::simulated::{self, FrameSeen, Passage, Simulation};
 use braid_env::{Address, Payload};
 use braid_terms::{
-    BLOCK_SIZE, ClusterMap, DeviceId, DiskId, GroupLayout, Incarnation, LayoutGeneration,
+    AckMode, BLOCK_SIZE, ClusterMap, DeviceId, DiskId, GroupLayout, Incarnation, LayoutGeneration,
     RaidScheme, ServerId, WriteNumber,
 };
 use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
 use braid_wire::header::{self, FrameKind, Header};
 use braid_wire::io::{Io, IoRefusal, IoReply, IoRequest};
 use braid_wire::lcc::{
-    DirectoryOp, FileData, FileKind, FileOp, GroupDescription, IfExists, Lcc, LccRefusal, LccReply,
-    LccRequest, LccStatus, NewAttributes, OperationId,
+    Answer, DeviceLength, DirectoryOp, FileData, FileKind, FileOp, GroupDescription, IfExists, Lcc,
+    LccRefusal, LccReply, LccRequest, LccStatus, NewAttributes, OperationId,
 };
 use braid_wire::rpc::{Client, Hello, Peer, Role as WireRole};
 use bytes::Bytes;
@@ -369,8 +369,31 @@ impl Script {
         bytes: Vec<u8>,
     ) -> Result<(), Failed> {
         let home = device.group();
-        let op = FileOp::Write { at, home, fresh: true, stable: false, append: false };
+        let op = FileOp::Write {
+            at,
+            home,
+            fresh: true,
+            stable: false,
+            append: false,
+            ack: AckMode::Cluster,
+        };
         self.file(server, device, op, bytes).await.map(|_| ())
+    }
+
+    /// Writes through the LC of a server, answered from its memory.
+    pub async fn write_ahead(
+        &self,
+        server: u32,
+        device: &GroupLayout,
+        at: u64,
+        bytes: Vec<u8>,
+    ) -> Result<DeviceLength, Failed> {
+        let (home, ack) = (device.group(), AckMode::Memory);
+        let op = FileOp::Write { at, home, fresh: true, stable: false, append: false, ack };
+        match self.file(server, device, op, bytes).await? {
+            (LccReply::Written { length, .. }, _) => Ok(length),
+            (reply, _) => panic!("a write is answered with {reply:?}"),
+        }
     }
 
     /// A write in a task of its own.
@@ -745,7 +768,10 @@ fn understand(frame: &FrameSeen<'_>) -> Option<Seen> {
         (FrameKind::Request, _, "io") => Message::ToIo(header::decode(body).ok()?),
         (FrameKind::Reply, "io", _) => Message::FromIo(header::decode(body).ok()?),
         (FrameKind::Request, _, "lc") => Message::ToLcc(header::decode(body).ok()?),
-        (FrameKind::Reply, "lc", _) => Message::FromLcc(header::decode(body).ok()?),
+        (FrameKind::Reply, "lc", _) => {
+            let answer: Result<Answer, LccRefusal> = header::decode(body).ok()?;
+            Message::FromLcc(Box::new(answer.map(|answer| answer.reply)))
+        }
         (FrameKind::Request, _, "coordinator") => {
             Message::ToCoordinator(header::decode(body).ok()?)
         }

@@ -165,7 +165,7 @@ async fn two_directories(script: &Script) -> (GroupLayout, GroupLayout) {
 
 async fn synced(script: &Script, directories: &[&GroupLayout]) {
     for directory in directories {
-        script.names_at_last(4, directory, DirectoryOp::Sync).await.expect("it can be synced");
+        script.names_at_last(4, directory, DirectoryOp::SYNC).await.expect("it can be synced");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Policies: which scheme, strip size, acknowledgement mode and spread a new object gets.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{RaidScheme, STRIP_SIZE_DEFAULT};
@@ -53,9 +55,9 @@ pub struct Policy {
     pub data_type: Option<DataType>,
     /// Smallest expected size in bytes; none matches all.
     pub size_min: Option<u64>,
-    /// Client network as `ADDRESS/BITS`; none matches all.
+    /// Client network as `ADDRESS/BITS`, or an address; none matches all.
     pub client: Option<String>,
-    /// Client priority; none matches all.
+    /// Client priority, exactly; none matches all.
     pub priority: Option<u8>,
     /// Scheme to use.
     pub scheme: Option<RaidScheme>,
@@ -74,6 +76,10 @@ pub struct PolicyQuestion {
     pub path: Option<String>,
     /// Expected size in bytes, where known.
     pub size: Option<u64>,
+    /// Address of the client; that of the connection, where none is told.
+    pub client: Option<IpAddr>,
+    /// Its priority, if it has one.
+    pub priority: Option<u8>,
 }
 
 /// Scheme of file devices where no policy says otherwise: rs/4+2.

@@ -88,6 +88,14 @@ pub enum IoRequest {
         /// The marks.
         groups: Vec<GroupMarks>,
     },
+    /// What a shadow says for a writer that is silent: only that something is decided, under the
+    /// writer's grant. Answer: `Marked`. Source: W-4.
+    Decided {
+        /// The I/O incarnation that is meant.
+        incarnation: Incarnation,
+        /// The marks.
+        groups: Vec<ShadowMark>,
+    },
     /// Makes journal and direct bytes durable up to a position (or all that is there). Answer:
     /// `Synced`. Source: W-9, S-3.
     Sync {
@@ -300,7 +308,7 @@ pub struct GroupMarks {
     pub group: DeviceId,
     /// The slot.
     pub slot: PortionIndex,
-    /// The sender's grant; for the shadow, the writer's.
+    /// The sender's grant.
     pub grant: GrantNumber,
     /// All up to here is decided.
     pub decided: WriteNumber,
@@ -308,6 +316,19 @@ pub struct GroupMarks {
     pub stable: WriteNumber,
     /// Slots under a fact. Before a record is dropped, its footprint at these goes to the miss map.
     pub absent: Vec<Absent>,
+}
+
+/// See [`IoRequest::Decided`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ShadowMark {
+    /// The group.
+    pub group: DeviceId,
+    /// The slot.
+    pub slot: PortionIndex,
+    /// The writer's grant.
+    pub grant: GrantNumber,
+    /// All up to here is decided.
+    pub decided: WriteNumber,
 }
 
 /// See [`IoRequest::Read`].

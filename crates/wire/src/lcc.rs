@@ -13,7 +13,7 @@
 //! put of a small file        create         owner of the directory, bytes inline
 //! ```
 //! # Invariants
-//! L1 An answered change is decided (held); `Sync` and `stable` requests wait for the medium (W-9).
+//! L1 An answered change is decided (held), but for writes that ask for `AckMode::Memory`; `Sync` and `stable` requests wait for the medium (W-9).
 //! L2 A request with an operation id is done once, however often it is sent.
 //! # Not here
 //! Paths: the client library resolves them.
@@ -21,8 +21,8 @@
 use std::net::SocketAddr;
 
 use braid_terms::{
-    DataType, DeviceId, GroupLayout, Incarnation, LccId, PolicyQuestion, PortionIndex, ServerId,
-    WriteNumber,
+    AckMode, DataType, DeviceId, DiskId, GrantNumber, GroupLayout, Incarnation, LccId,
+    PolicyQuestion, PortionIndex, RaidScheme, ServerId, Spread, WriteNumber,
 };
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,13 @@ pub enum LccRequest {
         question: PolicyQuestion,
         /// How many, 1 to 256.
         count: u32,
+    },
+    /// What a new object would get by policy. Answer: `Chosen`. Source: G-5.
+    Choose {
+        /// What for.
+        data_type: DataType,
+        /// What the policy is chosen by.
+        question: PolicyQuestion,
     },
     /// Names and attributes. Answer: by operation.
     Directory {
@@ -84,8 +91,31 @@ pub enum LccRequest {
         /// Where to begin; the first device's first row, or what the last answer said.
         from: RowPlace,
     },
+    /// To the shadow of some groups: what their owner has decided and not told all portions (*ready*),
+    /// and what all heard since (*done*). Answer: `Done`. Source: W-4.
+    Shadow {
+        /// The owner.
+        writer: Incarnation,
+        /// What is ready; replaces what was ready of the same group.
+        ready: Vec<Ready>,
+        /// What is done, up to these numbers.
+        done: Vec<(DeviceId, WriteNumber)>,
+    },
     /// State of the LCC. Answer: `Status`.
     Status,
+}
+
+/// A decided mark that not all portions have heard.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ready {
+    /// The group.
+    pub group: DeviceId,
+    /// Its owner's grant.
+    pub grant: GrantNumber,
+    /// The mark.
+    pub decided: WriteNumber,
+    /// Slots that take part, and where they are.
+    pub slots: Vec<(PortionIndex, DiskId)>,
 }
 
 /// A row of a group.
@@ -602,6 +632,8 @@ pub enum FileOp {
         stable: bool,
         /// At the end of the device instead of `at`.
         append: bool,
+        /// When it is answered; `stable` counts first. Source: DESIGN 4.
+        ack: AckMode,
     },
     /// Reads. The payload is shorter than asked at the end of the device. Answer: `Read`.
     Read {
@@ -664,6 +696,21 @@ pub struct Answer {
     pub written: Option<WriteNumber>,
 }
 
+/// What a new object gets by policy.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Chosen {
+    /// The policy that decided; none for the cluster's default.
+    pub policy: Option<String>,
+    /// Scheme.
+    pub scheme: RaidScheme,
+    /// Bytes of a strip.
+    pub strip_size: u32,
+    /// What no two portions share.
+    pub spread: Spread,
+    /// When a writer of its bytes is answered.
+    pub ack: AckMode,
+}
+
 /// What an LCC says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum LccReply {
@@ -671,6 +718,8 @@ pub enum LccReply {
     Done,
     /// Layouts.
     Layouts(Vec<GroupLayout>),
+    /// To `Choose`.
+    Chosen(Box<Chosen>),
     /// An entry, with the attributes where they are kept here.
     Entry {
         /// The entry.
@@ -768,6 +817,8 @@ pub struct LccStatus {
     pub blocks_rebuilt: u64,
     /// Writes that wait because too few portions are there.
     pub waiting_writes: u64,
+    /// Messages to shadows since its start.
+    pub shadow_calls: u64,
 }
 
 /// Why an LCC did not do it.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use braid_client::{Client, ClientOptions, ClusterFile, Error};
 use braid_env::{Env, Payload};
-use braid_terms::{DataType, GroupLayout, PolicyQuestion};
+use braid_terms::{AckMode, DataType, GroupLayout, PolicyQuestion};
 use braid_wire::lcc::{DirectoryOp, FileOp, LccReply, OperationId};
 use bytes::Bytes;
 
@@ -19,8 +19,12 @@ pub struct ClusterStore {
 
 impl ClusterStore {
     /// Reaches the cluster.
-    pub async fn connect(env: Env, file: &ClusterFile) -> Result<Self, StoreError> {
-        let options = ClientOptions::default();
+    pub async fn connect(
+        env: Env,
+        file: &ClusterFile,
+        priority: Option<u8>,
+    ) -> Result<Self, StoreError> {
+        let options = ClientOptions { priority, ..ClientOptions::default() };
         let client = Client::connect_with(env, file, options).await.map_err(store_error)?;
         Ok(Self { client })
     }
@@ -29,6 +33,7 @@ impl ClusterStore {
 fn store_error(error: Error) -> StoreError {
     match &error {
         Error::Unavailable { .. } => StoreError::Unreachable { reason: error.to_string() },
+        Error::HeldLost { .. } => StoreError::HeldLost,
         // Somebody was faster: callers look again.
         Error::Conflict { .. } => StoreError::Refused(Errno::STALE),
         other => StoreError::Refused(Errno::from_raw_os_error(other.errno())),
@@ -57,9 +62,17 @@ impl Store for ClusterStore {
         self.client.file_op(group, op, payload).await.map_err(store_error)
     }
 
-    async fn new_device(&self, data_type: DataType) -> Result<GroupLayout, StoreError> {
-        let question = PolicyQuestion::default();
+    async fn new_device(
+        &self,
+        data_type: DataType,
+        path: Option<String>,
+    ) -> Result<GroupLayout, StoreError> {
+        let question = PolicyQuestion { path, ..PolicyQuestion::default() };
         self.client.new_layout(data_type, &question).await.map_err(store_error)
+    }
+
+    async fn ack(&self, path: Option<String>) -> AckMode {
+        self.client.ack(path).await
     }
 
     fn ready_device(&self) -> Option<GroupLayout> {
@@ -91,7 +104,8 @@ pub fn start(options: &MountOptions) -> Result<Mounted<ClusterStore>, MountError
     let file = read_cluster_file(&options.cluster_file)?;
     let flags = Flags::parse(options.options.iter().map(String::as_str))?;
     let name = options.cluster_file.to_string_lossy().into_owned();
-    let make = move |env| async move { ClusterStore::connect(env, &file).await };
+    let priority = flags.priority;
+    let make = move |env| async move { ClusterStore::connect(env, &file, priority).await };
     Mounted::start(make, &name, &options.directory, &flags)
 }
 

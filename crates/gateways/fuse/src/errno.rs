@@ -11,6 +11,6 @@ pub type Outcome<T> = Result<T, Errno>;
 pub fn of_store(error: &StoreError) -> Errno {
     match error {
         StoreError::Refused(errno) => *errno,
-        StoreError::Unreachable { .. } => Errno::IO,
+        StoreError::HeldLost | StoreError::Unreachable { .. } => Errno::IO,
     }
 }

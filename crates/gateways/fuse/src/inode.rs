@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use braid_terms::{DeviceId, GroupLayout};
+use braid_terms::{AckMode, DeviceId, GroupLayout};
 use braid_wire::lcc::{Attributes, DeviceLength, DeviceNews, FileData, FileKind, FileTime};
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -38,6 +38,8 @@ pub struct Inode {
     pub home: GroupLayout,
     /// Told in listings as `..`.
     pub parent: AtomicU64,
+    /// Its name there; both as last heard.
+    name: Mutex<Bytes>,
     /// How often the kernel was told of it, less what it forgot.
     pub lookups: AtomicU64,
     /// What is known of it.
@@ -130,6 +132,8 @@ pub struct State {
     pub late_task: bool,
     /// The owner has not heard of it. See `unborn.rs`.
     pub unborn: Option<Box<Unborn>>,
+    /// When its bytes count as written, by policy, once that was asked.
+    pub ack: Option<AckMode>,
     /// A device for it, leased with its number.
     pub reserved: Option<GroupLayout>,
     errors: u64,
@@ -159,6 +163,18 @@ pub struct Fetch {
 }
 
 impl Inode {
+    /// It was found there.
+    pub fn found(&self, parent: DeviceId, name: &Bytes) {
+        self.parent.store(parent.0, Ordering::Relaxed);
+        self.name.lock().expect("no holder panics").clone_from(name);
+    }
+
+    /// Where it was found last.
+    pub fn place(&self) -> (DeviceId, Bytes) {
+        let name = self.name.lock().expect("no holder panics").clone();
+        (DeviceId(self.parent.load(Ordering::Relaxed)), name)
+    }
+
     /// An inode with its record just heard.
     pub fn new(home: GroupLayout, record: Attributes, now_ms: u64) -> Self {
         let size = record.size;
@@ -167,6 +183,7 @@ impl Inode {
             kind: record.kind,
             home,
             parent: AtomicU64::new(0),
+            name: Mutex::default(),
             lookups: AtomicU64::new(0),
             structure: tokio::sync::Mutex::new(()),
             turn: tokio::sync::Mutex::new(()),
@@ -202,6 +219,7 @@ impl Inode {
                 has_complete: false,
                 late_task: false,
                 unborn: None,
+                ack: None,
                 reserved: None,
                 errors: 0,
                 error: Errno::IO,
@@ -502,6 +520,18 @@ impl InodeTable {
     pub fn get(&self, id: DeviceId) -> Option<Arc<Inode>> {
         let found = self.inodes().get(&id).cloned();
         found.or_else(|| self.aliases().get(&id).map(|(inode, _)| inode.clone()))
+    }
+
+    /// Inodes with changes in a group that are not known to be stable.
+    pub fn unstable_in(&self, group: DeviceId) -> Vec<Arc<Inode>> {
+        let all: Vec<_> = self.inodes().values().cloned().collect();
+        let is_in = |inode: &Arc<Inode>| {
+            let state = inode.state();
+            let device = state.device().map(GroupLayout::group);
+            state.record_unstable && inode.home.group() == group
+                || state.bytes_unstable && device == Some(group)
+        };
+        all.into_iter().filter(is_in).collect()
     }
 
     fn aliases(&self) -> MutexGuard<'_, BTreeMap<DeviceId, (Arc<Inode>, u64)>> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use braid_env::Payload;
 use braid_terms::{
-    DataType, DeviceId, DiskId, GroupLayout, LayoutGeneration, RaidScheme, WriteNumber,
+    AckMode, DataType, DeviceId, DiskId, GroupLayout, LayoutGeneration, RaidScheme, WriteNumber,
 };
 use braid_wire::lcc::{
     AttributeChanges, Attributes, DeviceLength, DirectoryEntry, DirectoryOp, FileData, FileKind,
@@ -172,13 +172,21 @@ impl Store for MemoryStore {
         Ok(device.file(op, &payload))
     }
 
-    async fn new_device(&self, data_type: DataType) -> Result<GroupLayout, StoreError> {
+    async fn new_device(
+        &self,
+        data_type: DataType,
+        _: Option<String>,
+    ) -> Result<GroupLayout, StoreError> {
         let mut inner = self.shared.inner.lock().expect("no holder panics");
         if data_type == DataType::File {
             return Ok(inner.file_layout());
         }
         inner.next_device += 2;
         Ok(directory_layout(DeviceId(inner.next_device)))
+    }
+
+    async fn ack(&self, _: Option<String>) -> AckMode {
+        AckMode::Cluster
     }
 
     fn ready_device(&self) -> Option<GroupLayout> {

@@ -47,6 +47,8 @@ pub struct Flags {
     pub tuning: Tuning,
     /// What is mounted already gets other options.
     pub remount: bool,
+    /// Of this client, for policies.
+    pub priority: Option<u8>,
     read_only: bool,
     access: Option<Access>,
     dev: Option<bool>,
@@ -132,6 +134,7 @@ impl Flags {
     /// | `local_locks`              | locks hold within this mount only                         |
     /// | `ttl=MS`                   | how long attributes and entries are believed, 0 to 1000   |
     /// | `write_memory=MIB`         | bytes that may wait to be written                         |
+    /// | `priority=P`               | of this client, for policies (0 to 255)                   |
     /// | `allow_other`, `allow_root`, `allow_owner` | who may use it; root's mounts: all by default |
     /// | `ro`, `rw`, `dev`, `nodev`, `suid`, `nosuid`, `exec`, `noexec`, `noatime`, `atime` | the kernel's |
     /// | `remount`                  | the kernel's options of what is mounted change            |
@@ -140,6 +143,7 @@ impl Flags {
         let mut flags = Self {
             tuning: Tuning::default(),
             remount: false,
+            priority: None,
             read_only: false,
             access: None,
             dev: None,
@@ -169,6 +173,10 @@ impl Flags {
                 let mib = value.parse().ok().filter(|mib| (1..=4096_u64).contains(mib));
                 let mib = mib.ok_or_else(|| refused("1 to 4096 MiB"))?;
                 self.tuning.write_memory = mib << 20;
+            }
+            ("priority", value) => {
+                let priority = value.parse().map_err(|_| refused("a number from 0 to 255"))?;
+                self.priority = Some(priority);
             }
             ("allow_other", "") => self.access = Some(Access::All),
             ("allow_root", "") => self.access = Some(Access::RootAndOwner),

@@ -177,7 +177,7 @@ impl<S: Store> Vfs<S> {
             _ => self.fetch_record(home, entry.id).await?,
         };
         let inode = self.hear(home, record);
-        inode.parent.store(parent.id.0, Ordering::Relaxed);
+        inode.found(parent.id, &entry.name);
         Ok(inode)
     }
 
@@ -290,7 +290,8 @@ impl<S: Store> Vfs<S> {
         name: Bytes,
         attributes: NewAttributes,
     ) -> Outcome<Arc<Inode>> {
-        let layout = self.new_device(DataType::Directory).await?;
+        let path = self.path_below(parent, &name);
+        let layout = self.new_device(DataType::Directory, path).await?;
         let upload = DirectoryOp::BeginUploads {
             operation: self.store.operation(),
             layouts: vec![layout.clone()],
@@ -315,7 +316,7 @@ impl<S: Store> Vfs<S> {
         };
         let enter = DirectoryOp::Enter {
             operation: self.store.operation(),
-            name,
+            name: name.clone(),
             id: layout.group(),
             kind: FileKind::Directory,
             home: layout.clone(),
@@ -327,7 +328,7 @@ impl<S: Store> Vfs<S> {
             return Err(error);
         }
         let inode = self.hear(&layout, *record);
-        inode.parent.store(parent.id.0, Ordering::Relaxed);
+        inode.found(parent.id, &name);
         inode.state().record_unstable = true;
         Ok(inode)
     }

@@ -17,7 +17,6 @@
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use braid_terms::{DeviceId, NAME_MAX};
@@ -779,7 +778,7 @@ impl<S: Store> Session<S> {
                 .list(&handle, place, true, |entry| {
                     let inode = entry.known.as_ref().map(|(home, record)| {
                         let inode = vfs.hear(home, record.clone());
-                        inode.parent.store(handle.inode.id.0, Ordering::Relaxed);
+                        inode.found(handle.inode.id, &entry.name);
                         inode
                     });
                     let (attr, ttl) = match &inode {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use braid_env::Payload;
-use braid_terms::GroupLayout;
+use braid_terms::{AckMode, GroupLayout};
 use braid_wire::lcc::{AttributeChanges, DeviceNews, FileData, FileOp, LccReply, SetTime};
 use bytes::Bytes;
 
@@ -148,6 +148,7 @@ impl<S: Store> Vfs<S> {
                     fresh: true,
                     stable: false,
                     append: false,
+                    ack: AckMode::Cluster,
                 };
                 let last = Payload::from(Bytes::from_static(&[0]));
                 let length = self.write_device(layout, op, last).await?;

@@ -4,7 +4,7 @@
 //! library's. A trait, so that the mount is tested without a cluster (`memory.rs`).
 
 use braid_env::Payload;
-use braid_terms::{DataType, GroupLayout};
+use braid_terms::{AckMode, DataType, GroupLayout};
 use braid_wire::lcc::{DirectoryOp, FileOp, LccReply, OperationId};
 use bytes::Bytes;
 
@@ -17,6 +17,9 @@ pub enum StoreError {
     /// The owner refused.
     #[error("refused: {0}")]
     Refused(Errno),
+    /// Changes of the group that were answered are lost. Told once. Source: W-9.
+    #[error("answered changes are lost")]
+    HeldLost,
     /// No owner could be reached in time; whether it was done is not known.
     #[error("unreachable: {reason}")]
     Unreachable {
@@ -49,8 +52,14 @@ pub trait Store: 'static {
         op: FileOp,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), StoreError>;
-    /// The layout of a new device.
-    async fn new_device(&self, data_type: DataType) -> Result<GroupLayout, StoreError>;
+    /// The layout of a new device, by policy.
+    async fn new_device(
+        &self,
+        data_type: DataType,
+        path: Option<String>,
+    ) -> Result<GroupLayout, StoreError>;
+    /// When a writer of that path is answered, by policy.
+    async fn ack(&self, path: Option<String>) -> AckMode;
     /// The layout of a new device for a file, if one is at hand and needs no policy.
     fn ready_device(&self) -> Option<GroupLayout>;
     /// A number of this client process that no other has.

@@ -110,7 +110,7 @@ impl<S: Store> Vfs<S> {
         let new = NewAttributes { id: Some(layout.group()), ..new.clone() };
         let record = provisional(layout.group(), &new);
         let inode = self.hear(&parent.home, record);
-        inode.parent.store(parent.id.0, std::sync::atomic::Ordering::Relaxed);
+        inode.found(parent.id, name);
         {
             let mut state = inode.state();
             state.reserved = Some(layout);

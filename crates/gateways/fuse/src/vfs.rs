@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use braid_env::Payload;
-use braid_terms::{DataType, DeviceId, GroupLayout};
+use braid_terms::{AckMode, DataType, DeviceId, GroupLayout};
 use braid_wire::lcc::{Attributes, DirectoryOp, FileData, FileKind, FileOp, LccReply};
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -354,7 +354,7 @@ impl<S: Store> Vfs<S> {
             match self.store.directory(group, op.clone()).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) if self.waits_for(&error) => tokio::time::sleep(HARD_PAUSE).await,
-                Err(error) => return Err(self.tell(&error)),
+                Err(error) => return Err(self.tell_of(group, &error)),
             }
         }
     }
@@ -370,7 +370,7 @@ impl<S: Store> Vfs<S> {
             match self.store.file(group, op.clone(), payload.clone()).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) if self.waits_for(&error) => tokio::time::sleep(HARD_PAUSE).await,
-                Err(error) => return Err(self.tell(&error)),
+                Err(error) => return Err(self.tell_of(group, &error)),
             }
         }
     }
@@ -378,6 +378,17 @@ impl<S: Store> Vfs<S> {
     /// Whether this failure is only a matter of time and the mount waits.
     fn waits_for(&self, error: &StoreError) -> bool {
         matches!(error, StoreError::Unreachable { .. }) && !self.shared.tuning.soft
+    }
+
+    /// Also tells all files whose changes may be among those that are lost: each says so at its next
+    /// fsync, whoever asked.
+    fn tell_of(&self, group: &GroupLayout, error: &StoreError) -> Errno {
+        if let StoreError::HeldLost = error {
+            for inode in self.shared.inodes.unstable_in(group.group()) {
+                inode.state().note_error(Errno::IO);
+            }
+        }
+        self.tell(error)
     }
 
     fn tell(&self, error: &StoreError) -> Errno {
@@ -462,10 +473,50 @@ impl<S: Store> Vfs<S> {
         inode
     }
 
-    /// A layout for a new device.
-    pub async fn new_device(&self, data_type: DataType) -> Outcome<GroupLayout> {
+    /// The path of an inode as it was found last; none where that is not known.
+    pub fn path_of(&self, inode: &Inode) -> Option<String> {
+        let mut names = Vec::new();
+        let (mut id, (mut parent, mut name)) = (inode.id, inode.place());
+        while id.0 != self.shared.root.0 {
+            names.push(String::from_utf8_lossy(&name).into_owned());
+            let above = self.shared.inodes.get(parent)?;
+            if DEPTH_MAX < names.len() {
+                return None;
+            }
+            id = above.id;
+            (parent, name) = above.place();
+        }
+        names.reverse();
+        Some(format!("/{}", names.join("/")))
+    }
+
+    /// The path of a name in a directory.
+    pub fn path_below(&self, parent: &Inode, name: &[u8]) -> Option<String> {
+        let above = self.path_of(parent)?;
+        Some(format!("{}/{}", above.trim_end_matches('/'), String::from_utf8_lossy(name)))
+    }
+
+    /// When bytes of a file count as written. Source: DESIGN 4.
+    pub async fn ack_of(&self, inode: &Inode) -> AckMode {
+        let known = inode.state().ack;
+        match known {
+            Some(ack) => ack,
+            None => {
+                let ack = self.store.ack(self.path_of(inode)).await;
+                inode.state().ack = Some(ack);
+                ack
+            }
+        }
+    }
+
+    /// A layout for a new device, by the policy of its path.
+    pub async fn new_device(
+        &self,
+        data_type: DataType,
+        path: Option<String>,
+    ) -> Outcome<GroupLayout> {
         loop {
-            match self.store.new_device(data_type).await {
+            match self.store.new_device(data_type, path.clone()).await {
                 Ok(layout) => return Ok(layout),
                 Err(error) if self.waits_for(&error) => tokio::time::sleep(HARD_PAUSE).await,
                 Err(error) => return Err(self.tell(&error)),
@@ -484,3 +535,6 @@ impl<S: Store> Vfs<S> {
         Ok(space)
     }
 }
+
+/// Directories above a file that are followed for its path.
+const DEPTH_MAX: usize = 2048;

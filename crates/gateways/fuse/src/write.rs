@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use braid_env::Payload;
-use braid_terms::{DataType, DeviceId, GroupLayout};
+use braid_terms::{AckMode, DataType, DeviceId, GroupLayout};
 use braid_wire::lcc::{
     AttributeChanges, DeviceLength, DeviceNews, DirectoryOp, FileData, FileOp, LccReply, SetTime,
 };
@@ -272,6 +272,7 @@ impl<S: Store> Vfs<S> {
                     fresh,
                     stable: false,
                     append: false,
+                    ack: vfs.ack_of(&inode).await,
                 };
                 let outcome = vfs.write_device(&layout, op, payload).await;
                 vfs.landed(&inode, start, len, outcome, all);
@@ -548,7 +549,7 @@ impl<S: Store> Vfs<S> {
         let reserved = inode.state().reserved.take();
         let layout = match reserved {
             Some(layout) => layout,
-            None => self.new_device(DataType::File).await?,
+            None => self.new_device(DataType::File, self.path_of(inode)).await?,
         };
         let size = inode.state().record.size;
         let mut length = DeviceLength::default();
@@ -583,6 +584,7 @@ impl<S: Store> Vfs<S> {
             // They may be on the disks in the record now: it must not get there before them.
             stable: true,
             append: false,
+            ack: AckMode::Cluster,
         };
         self.write_device(layout, op, Payload::from(bytes)).await
     }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX, WriteNumber};
+use braid_terms::{AckMode, BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX, WriteNumber};
 use braid_wire::lcc::{DeviceLength, FileOp, LccRefusal, LccReply};
 use bytes::Bytes;
 use tokio::sync::RwLock;
@@ -30,7 +30,8 @@ pub struct FileDevices {
     turns: RefCell<BTreeMap<DeviceId, Rc<RwLock<()>>>>,
 }
 
-type Answer = Result<(LccReply, Payload), LccRefusal>;
+/// With the mark at which a change is decided.
+type Answer = Result<(LccReply, Option<WriteNumber>, Payload), LccRefusal>;
 
 impl FileDevices {
     pub fn new(lcc: Rc<Lcc>) -> Self {
@@ -41,9 +42,10 @@ impl FileDevices {
     pub async fn handle(&self, layout: &GroupLayout, op: FileOp, payload: Bytes) -> Answer {
         check_file_layout(layout)?;
         match op {
-            FileOp::Write { at, home, fresh, stable, append } => {
+            FileOp::Write { at, home, fresh, stable, append, ack } => {
                 let group = self.to_write(layout, home, fresh).await?;
-                let write = Write { at, stable, append, bytes: payload };
+                let ahead = ack == AckMode::Memory && !stable;
+                let write = Write { at, stable, append, ahead, bytes: payload };
                 self.write(&group, write).await
             }
             FileOp::Truncate { length, home } => {
@@ -90,8 +92,11 @@ impl FileDevices {
         }
     }
 
+    /// The group, all that was answered of it decided.
     async fn group(&self, layout: &GroupLayout) -> Result<Rc<Group>, LccRefusal> {
-        self.lcc.group(layout).await.map_err(own_refusal)
+        let group = self.lcc.group(layout).await.map_err(own_refusal)?;
+        group.ahead_settled().await.map_err(|dead| write_refusal(dead.into()))?;
+        Ok(group)
     }
 
     /// The group, made where it never was.
@@ -132,26 +137,26 @@ impl FileDevices {
     }
 
     async fn write(&self, group: &Rc<Group>, write: Write) -> Answer {
-        let Write { at, stable, append, bytes } = write;
+        let Write { at, stable, append, ahead, bytes } = write;
         if bytes.is_empty() || REQUEST_BYTES_MAX < bytes.len() {
             return Err(bad("a write has 1 byte to 4 MiB"));
         }
         let size = bytes.len() as u64;
         // Not a task: what is numbered goes on if this is dropped half way.
         let turn = self.turn(group);
-        let (at, number) = if append {
+        let (at, (number, length)) = if append {
             let _alone = turn.write().await;
             let at = group.length_ahead(0);
-            (at, write_at(group, at, bytes).await?)
+            (at, write_at(group, at, bytes, ahead).await?)
         } else {
             let _shared = turn.read().await;
-            (at, write_at(group, at, bytes).await?)
+            (at, write_at(group, at, bytes, ahead).await?)
         };
         self.lcc.count(|counters| counters.bytes_written += size);
         if stable {
             group.stable(number).await.map_err(write_refusal)?;
         }
-        told(LccReply::Written { at, length: length_of(group) })
+        Ok((LccReply::Written { at, length }, Some(number), Payload::empty()))
     }
 }
 
@@ -159,6 +164,8 @@ struct Write {
     at: u64,
     stable: bool,
     append: bool,
+    /// Answered before it is decided.
+    ahead: bool,
     bytes: Bytes,
 }
 
@@ -170,16 +177,30 @@ fn length_of(group: &Group) -> DeviceLength {
 }
 
 fn told(reply: LccReply) -> Answer {
-    Ok((reply, Payload::empty()))
+    Ok((reply, None, Payload::empty()))
 }
 
-async fn write_at(group: &Rc<Group>, at: u64, bytes: Bytes) -> Result<WriteNumber, LccRefusal> {
+fn changed(group: &Group) -> Answer {
+    Ok((LccReply::Length(length_of(group)), group.written(), Payload::empty()))
+}
+
+async fn write_at(
+    group: &Rc<Group>,
+    at: u64,
+    bytes: Bytes,
+    ahead: bool,
+) -> Result<(WriteNumber, DeviceLength), LccRefusal> {
     if at.checked_add(bytes.len() as u64).is_none_or(|end| i64::MAX as u64 <= end) {
         return Err(LccRefusal::TooBig);
     }
     let writes = vec![DeviceWrite { device_index: 0, at, bytes }];
     let change = GroupWrite { writes, ..GroupWrite::default() };
-    group.write(change).await.map_err(write_refusal)
+    if ahead {
+        let (number, bytes) = group.write_ahead(change).await.map_err(write_refusal)?;
+        return Ok((number, DeviceLength { number, bytes }));
+    }
+    let number = group.write(change).await.map_err(write_refusal)?;
+    Ok((number, length_of(group)))
 }
 
 async fn read(group: &Rc<Group>, at: u64, length: u32, stable: bool) -> Answer {
@@ -191,7 +212,7 @@ async fn read(group: &Rc<Group>, at: u64, length: u32, stable: bool) -> Answer {
         // What was read is decided: it must be on the media before it is shown.
         group.sync().await.map_err(write_refusal)?;
     }
-    Ok((LccReply::Read { length: group.length(0) }, payload))
+    Ok((LccReply::Read { length: group.length(0) }, None, payload))
 }
 
 /// Cuts or extends; what is behind the new end is given back.
@@ -214,7 +235,7 @@ async fn set_length(group: &Rc<Group>, length: u64) -> Answer {
         }
     }
     group.write(change).await.map_err(write_refusal)?;
-    told(LccReply::Length(length_of(group)))
+    changed(group)
 }
 
 fn zeros(range: std::ops::Range<u64>) -> Option<DeviceWrite> {
@@ -238,7 +259,7 @@ async fn punch(group: &Rc<Group>, at: u64, length: u64) -> Answer {
         }
         group.write(change).await.map_err(write_refusal)?;
     }
-    told(LccReply::Length(length_of(group)))
+    changed(group)
 }
 
 /// Orders that are kept though nobody waits.

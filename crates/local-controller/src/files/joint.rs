@@ -446,7 +446,7 @@ impl Files {
         let files = self.clone();
         spawn_local(async move { files.tell(&taken, id, JointNews::Decided).await });
         if stable {
-            self.ask_directory(&primary, DirectoryOp::Sync).await?;
+            self.ask_directory(&primary, DirectoryOp::SYNC).await?;
         }
         Ok(reply)
     }

@@ -16,14 +16,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
 use braid_env::{Address, Connection, Payload};
 use braid_terms::{DeviceId, GroupLayout, LccId, PortionIndex, WriteNumber};
 use braid_wire::lcc::{
-    Answer, DirectoryOp, FileData, FileOp, FileTime, GroupDescription, Lcc as LccService,
+    Answer, Chosen, DirectoryOp, FileData, FileOp, FileTime, GroupDescription, Lcc as LccService,
     LccRefusal, LccReply, LccRequest, OperationId,
 };
 use braid_wire::rpc::{
@@ -44,6 +44,7 @@ use super::removal::remove_group;
 use super::root::ensure_root;
 use super::rules::{Circumstances, operation_of};
 use crate::Lcc;
+use crate::policy::choose;
 use crate::worker::repair_now;
 
 /// The file controllers of one LCC.
@@ -89,10 +90,6 @@ fn grows(op: &DirectoryOp) -> bool {
     }
 }
 
-fn changes_bytes(op: &FileOp) -> bool {
-    matches!(op, FileOp::Write { .. } | FileOp::Truncate { .. } | FileOp::Punch { .. })
-}
-
 fn names_written(op: &DirectoryOp) -> bool {
     matches!(op, DirectoryOp::Sync { written } if !written.is_empty())
 }
@@ -110,18 +107,27 @@ pub(crate) async fn serve_one_of(all: Vec<Rc<Files>>, mut connection: Connection
     let Some(files) = all.get(usize::from(hello.index)).or(all.first()).cloned() else {
         return;
     };
-    serve_connection_after::<LccService, Files>(connection, hello, files).await;
+    let client = connection.peer.parse::<SocketAddr>().ok().map(|peer| peer.ip());
+    let served = Rc::new(Served { files, client });
+    serve_connection_after::<LccService, Served>(connection, hello, served).await;
 }
 
-impl Handler<LccService> for Files {
+/// What one connection asks.
+struct Served {
+    files: Rc<Files>,
+    /// From where, for policies.
+    client: Option<IpAddr>,
+}
+
+impl Handler<LccService> for Served {
     type Session = ();
 
     fn hello(&self, hello: &Hello) -> Result<(), HelloReply> {
-        let cluster = self.lcc.cluster();
+        let cluster = self.files.lcc.cluster();
         if hello.cluster != cluster {
             return Err(HelloReply::WrongCluster { cluster });
         }
-        if hello.index != self.lcc.id().index {
+        if hello.index != self.files.lcc.id().index {
             return Err(HelloReply::WrongRole);
         }
         Ok(())
@@ -130,10 +136,15 @@ impl Handler<LccService> for Files {
     async fn handle(
         self: Rc<Self>,
         _: Rc<()>,
-        request: LccRequest,
+        mut request: LccRequest,
         payload: Bytes,
     ) -> (Result<Answer, LccRefusal>, Payload) {
-        match self.answer(request, payload).await {
+        if let LccRequest::NewDevices { question, .. } | LccRequest::Choose { question, .. } =
+            &mut request
+        {
+            question.client = question.client.or(self.client);
+        }
+        match self.files.answer(request, payload).await {
             Ok((answer, payload)) => (Ok(answer), payload),
             Err(refusal) => (Err(refusal), Payload::empty()),
         }
@@ -179,19 +190,23 @@ impl Files {
         let reply = match request {
             LccRequest::File { layout, op: FileOp::Remove } => self.remove(&layout).await?,
             LccRequest::File { layout, op } => {
-                let changes = changes_bytes(&op);
-                let (reply, payload) = self.devices.handle(&layout, op, payload).await?;
-                let written = match &reply {
-                    LccReply::Written { length, .. } | LccReply::Length(length) if changes => {
-                        Some(length.number)
-                    }
-                    _ => None,
-                };
+                let (reply, written, payload) = self.devices.handle(&layout, op, payload).await?;
                 return Ok((Answer { reply, written }, payload));
             }
             LccRequest::Directory { layout, op } => {
                 let (reply, written) = self.directory_change(&layout, op).await?;
                 return Ok((Answer { reply, written }, Payload::empty()));
+            }
+            LccRequest::Choose { data_type, question } => {
+                let map = self.lcc.map();
+                let choice = choose(&map, data_type, &question);
+                LccReply::Chosen(Box::new(Chosen {
+                    policy: choice.policy.map(str::to_owned),
+                    scheme: choice.scheme,
+                    strip_size: choice.strip_size,
+                    spread: choice.spread,
+                    ack: choice.ack,
+                }))
             }
             LccRequest::NewDevices { data_type, question, count } => {
                 if !(1..=NEW_DEVICES_MAX).contains(&count) {
@@ -212,6 +227,11 @@ impl Files {
             LccRequest::Verify { layout, from } => {
                 let group = self.lcc.group(&layout).await.map_err(own_refusal)?;
                 LccReply::Verified(group.verify(from).await.map_err(super::access::read_refusal)?)
+            }
+            LccRequest::Shadow { writer, ready, done } => {
+                let now = self.lcc.env().now();
+                self.lcc.shadow.take(now, writer, ready, &done);
+                LccReply::Done
             }
             LccRequest::Status => LccReply::Status(self.lcc.status()),
         };
@@ -286,7 +306,7 @@ impl Files {
                 // Of the group that the directory was read under: a later one has other numbers.
                 let group = directory.group().0.clone();
                 let reply = self.change(directory, op, around).await?;
-                return Ok((reply, Some(group.marks().0)));
+                return Ok((reply, group.written()));
             }
             DirectoryOp::Lock { lock, wait } => {
                 let since = self.locks_from(layout.group());

@@ -41,7 +41,7 @@ pub async fn ensure_root(files: Rc<Files>) {
 
 async fn make_root(files: &Rc<Files>) -> Result<(), LccRefusal> {
     let lcc = files.lcc();
-    let question = PolicyQuestion { path: Some("/".into()), size: None };
+    let question = PolicyQuestion { path: Some("/".into()), ..PolicyQuestion::default() };
     let layouts =
         lcc.new_layouts(DataType::Directory, &question, 1).await.map_err(place_refusal)?;
     let layout = layouts.into_iter().next().expect("one was asked for");

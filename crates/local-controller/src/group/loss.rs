@@ -22,6 +22,12 @@ use braid_wire::io::ENDS_MAX;
 use super::{Group, WriteError};
 
 impl Group {
+    /// What a client is told that a change is written at; none where no write of this owner is decided,
+    /// so that the change needed none.
+    pub(crate) fn written(&self) -> Option<WriteNumber> {
+        Some(self.marks().0).filter(|decided| decided.grant == self.grant && decided.sequence > 0)
+    }
+
     /// Whether writes that a client was told of still count.
     ///
     /// Errors: `HeldLost`; `LostOwnership` where a later owner told of one.
@@ -31,7 +37,9 @@ impl Group {
             if self.grant < number.grant {
                 return Err(WriteError::LostOwnership);
             }
-            if is_lost(*number, self.grant, &ends) && !planted!("W-9/loss-is-not-told") {
+            let is_void = number.grant == self.grant && self.take_void(*number);
+            if (is_void || is_lost(*number, self.grant, &ends)) && !planted!("W-9/loss-is-not-told")
+            {
                 tracing::warn!(group = %self.layout.group(), %number, "an answered write is lost");
                 return Err(WriteError::HeldLost);
             }

@@ -14,6 +14,7 @@
 //! # Source
 //! W-1 to W-5, W-9, F-2.
 
+mod ahead;
 mod clean;
 mod heal;
 mod images;
@@ -28,7 +29,7 @@ mod verify;
 mod write;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::{Rc, Weak};
 
 use braid_raid::{Code, Geometry};
@@ -78,6 +79,10 @@ pub(crate) struct State {
     pub unstable: VecDeque<Unstable>,
     /// What slots under a fact lack, as told at the open.
     pub missed: Vec<Missed>,
+    /// Numbers that were answered and are not decided.
+    pub ahead: BTreeSet<WriteNumber>,
+    /// Those that were answered and came to nothing, and nobody was told.
+    pub ahead_void: Vec<WriteNumber>,
     /// Why it takes nothing any more.
     pub dead: Option<Dead>,
     /// Marks moved that the slots have not heard.
@@ -295,6 +300,7 @@ impl Group {
         let state = self.state.borrow();
         state.pending.is_empty()
             && state.unstable.is_empty()
+            && state.ahead_void.is_empty()
             && !state.marks_due
             && !state.repairing
             && !state.withdrawing

@@ -106,6 +106,8 @@ impl Group {
             pending: VecDeque::new(),
             unstable: VecDeque::new(),
             missed: Vec::new(),
+            ahead: BTreeSet::new(),
+            ahead_void: Vec::new(),
             dead: None,
             marks_due: false,
             repairing: false,

@@ -157,7 +157,6 @@ impl Group {
                         }
                         lacks_since.get_or_insert_with(Instant::now);
                     }
-                    is_lost = !refuses;
                     true
                 }
                 Opened::Fenced => {

@@ -18,6 +18,7 @@ use braid_wire::io::{
     Create, Fence, GroupMarks, IoRefusal, IoReply, IoRequest, Participant, Prepare, Record,
     RecordKind,
 };
+use braid_wire::lcc::Ready;
 use braid_wire::rpc::CallError;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -29,12 +30,24 @@ use super::{
 };
 use crate::disks::{CALL_WAIT, DiskUp};
 
+/// What becomes of a numbered change.
+pub(super) type Decided = oneshot::Receiver<Result<WriteNumber, WriteError>>;
+
 impl Group {
     /// Makes one atomic change; returns its number when it is decided. Source: W-3.
     ///
     /// Changes that touch the same rows happen in the order of the calls' first polls.
     /// Errors: `WriteError`.
     pub async fn write(self: &Rc<Self>, change: GroupWrite) -> Result<WriteNumber, WriteError> {
+        let (number, decided) = self.begin(change).await?;
+        self.decided(number, decided).await
+    }
+
+    /// Gives a change its number and sends it on its way.
+    pub(super) async fn begin(
+        self: &Rc<Self>,
+        change: GroupWrite,
+    ) -> Result<(WriteNumber, Decided), WriteError> {
         self.check_size(&change)?;
         let lock = self.locks.lock(self.rows_of_change(&change), false);
         let guard = lock.await;
@@ -45,9 +58,17 @@ impl Group {
             return Err(WriteError::Unavailable("the local controller ends".into()));
         }
         let lengths = self.lengths_after(&change);
-        let (_, decided) = self.submit(RecordKind::Write, images, lengths, Some(guard))?;
+        Ok(self.submit(RecordKind::Write, images, lengths, Some(guard))?)
+    }
+
+    /// Waits until a numbered change is decided; it is answered under the lease.
+    pub(super) async fn decided(
+        &self,
+        number: WriteNumber,
+        decided: Decided,
+    ) -> Result<WriteNumber, WriteError> {
         // It has a number: from here on the next owner may find it and keep it.
-        let number = match decided.await {
+        match decided.await {
             Ok(Err(WriteError::LostOwnership)) | Err(_) => return Err(WriteError::OutcomeUnknown),
             Ok(decided) => decided?,
         };
@@ -178,6 +199,15 @@ impl Group {
         }
     }
 
+    /// What its shadow is told.
+    pub(crate) fn ready(&self) -> Option<Ready> {
+        let state = self.state.borrow();
+        let slots = state.slots.iter().filter(|slot| slot.condition.takes_part() && !slot.unknown);
+        let slots: Vec<_> = slots.map(|slot| (slot.index, slot.disk)).collect();
+        let (group, grant, decided) = (self.layout.group(), self.grant, state.decided);
+        state.dead.is_none().then_some(Ready { group, grant, decided, slots })
+    }
+
     fn check_size(&self, change: &GroupWrite) -> Result<(), WriteError> {
         let ends = change.writes.iter().map(|w| w.at.checked_add(w.bytes.len() as u64));
         let lengths = change.lengths.iter().map(|(_, length)| Some(*length));
@@ -297,7 +327,7 @@ impl Group {
         mut images: Images,
         lengths: Vec<u64>,
         locks: Option<super::RowGuard>,
-    ) -> Result<(WriteNumber, oneshot::Receiver<Result<WriteNumber, WriteError>>), Dead> {
+    ) -> Result<(WriteNumber, Decided), Dead> {
         let (done, decided) = oneshot::channel();
         let number = {
             let mut state = self.state.borrow_mut();
@@ -549,6 +579,7 @@ impl Group {
                 state.unstable.push_back(Unstable { number: pending.number, positions });
                 state.marks_due = true;
                 let void = pending.kind == RecordKind::Void;
+                Self::note_ahead(&mut state, pending.number, void);
                 answers.push((pending.done, pending.locks, pending.number, void));
             }
             if state.pending.is_empty() {

@@ -15,7 +15,7 @@ mod where_is;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use braid_client::{Client, ClusterFile};
+use braid_client::{Client, ClientOptions, ClusterFile};
 use braid_env::{Env, machine};
 use clap::CommandFactory;
 
@@ -101,7 +101,9 @@ fn with_client(global: &Global, work: impl AsyncFnOnce(&Client, &Env) -> Outcome
     let file = cluster_file(global)?;
     machine::run(async {
         let env = machine::env(Default::default());
-        let client = Client::connect(env.clone(), &file).await?;
+        let options =
+            ClientOptions { priority: global.client_priority, ..ClientOptions::default() };
+        let client = Client::connect_with(env.clone(), &file, options).await?;
         work(&client, &env).await
     })?
 }

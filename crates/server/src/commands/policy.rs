@@ -1,10 +1,13 @@
-//! `policy`: which scheme, strip size and spread new files get.
+//! `policy`: which scheme, strip size, acknowledgement and spread new files get.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use braid_client::Client;
-use braid_terms::{AckMode, DataType, Policy, RaidScheme, STRIP_SIZE_MAX, STRIP_SIZE_MIN, Spread};
+use braid_local_controller::policy::is_network;
+use braid_terms::{
+    AckMode, DataType, Policy, PolicyQuestion, RaidScheme, STRIP_SIZE_MAX, STRIP_SIZE_MIN, Spread,
+};
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest, MapChange};
 use braid_wire::coordinator_client::CoordinatorError;
 use serde_json::json;
@@ -29,7 +32,16 @@ pub async fn run(client: &Client, command: &cli::Policy) -> Outcome {
             }
             change(client, MapChange::UnsetPolicy { name: name.clone() }).await
         }
-        cli::Policy::Test { path } => test(client, path).await,
+        cli::Policy::Test { path, data_type, size, client: address, priority, json } => {
+            let data_type = data_type_of(data_type).map_err(Failure::Usage)?;
+            let question = PolicyQuestion {
+                path: Some(path.clone()),
+                size: *size,
+                client: *address,
+                priority: *priority,
+            };
+            test(client, data_type, question, *json).await
+        }
     }
 }
 
@@ -73,11 +85,16 @@ fn policy_of(set: &PolicySet) -> Result<Policy, String> {
             Some(strip.ok_or("a strip is a power of two from 512 bytes to 4M")?)
         }
     };
-    let data_type = match set.data_type.as_deref() {
+    let data_type = set.data_type.as_deref().map(data_type_of).transpose()?;
+    if let Some(network) = set.client.as_deref().filter(|network| !is_network(network)) {
+        return Err(format!("--client is a network as 10.0.0.0/8, or an address, not {network}"));
+    }
+    let ack = match set.ack.as_deref() {
         None => None,
-        Some("file") => Some(DataType::File),
-        Some("directory" | "metadata") => Some(DataType::Directory),
-        Some(other) => return Err(format!("--type is file or directory, not {other}")),
+        Some("cluster") => Some(AckMode::Cluster),
+        Some("memory") => Some(AckMode::Memory),
+        Some("local") => return Err("--ack local is not built yet".to_owned()),
+        Some(other) => return Err(format!("--ack is memory or cluster, not {other}")),
     };
     let spread = match set.spread.as_deref() {
         None => None,
@@ -90,66 +107,115 @@ fn policy_of(set: &PolicySet) -> Result<Policy, String> {
         path_glob: set.path_glob.clone(),
         data_type,
         size_min: set.min_size,
-        client: None,
-        priority: None,
+        client: set.client.clone(),
+        priority: set.priority,
         scheme: scheme.transpose()?,
         strip_size,
-        ack: Some(AckMode::Cluster),
+        ack,
         spread,
     })
+}
+
+fn data_type_of(text: &str) -> Result<DataType, String> {
+    match text {
+        "file" => Ok(DataType::File),
+        "directory" => Ok(DataType::Directory),
+        "metadata" => Ok(DataType::Metadata),
+        other => Err(format!("--type is file, directory or metadata, not {other}")),
+    }
+}
+
+fn ack_text(ack: AckMode) -> &'static str {
+    match ack {
+        AckMode::Memory => "memory",
+        AckMode::Local => "local",
+        AckMode::Cluster => "cluster",
+    }
+}
+
+fn spread_text(spread: Spread) -> &'static str {
+    match spread {
+        Spread::Disk => "disk",
+        Spread::Server => "server",
+        Spread::Rack => "rack",
+    }
 }
 
 fn row(policy: &Policy) -> serde_json::Value {
     json!({
         "name": policy.name,
         "match": policy.path_glob,
-        "type": policy.data_type.map(|kind| match kind {
-            DataType::File => "file",
-            DataType::Directory | DataType::Metadata => "directory",
-        }),
+        "type": policy.data_type,
         "min_size": policy.size_min,
+        "client": policy.client,
+        "priority": policy.priority,
         "scheme": policy.scheme.map(|scheme| scheme.to_string()),
         "strip_size": policy.strip_size,
-        "spread": policy.spread.map(|spread| match spread {
-            Spread::Disk => "disk",
-            Spread::Server => "server",
-            Spread::Rack => "rack",
-        }),
-        "ack": "cluster",
+        "spread": policy.spread.map(spread_text),
+        "ack": policy.ack.map(ack_text),
     })
+}
+
+/// A policy on one line: what it matches, and what it gives.
+fn line(policy: &Policy) -> String {
+    let mut parts = vec![format!("{:<16}", policy.name)];
+    let data_type = policy.data_type.map(|data_type| match data_type {
+        DataType::File => "file",
+        DataType::Directory => "directory",
+        DataType::Metadata => "metadata",
+    });
+    let shown = [
+        ("match", policy.path_glob.clone()),
+        ("type", data_type.map(str::to_owned)),
+        ("min-size", policy.size_min.map(|size| size.to_string())),
+        ("client", policy.client.clone()),
+        ("priority", policy.priority.map(|priority| priority.to_string())),
+        ("scheme", policy.scheme.map(|scheme| scheme.to_string())),
+        ("strip", policy.strip_size.map(|size| size.to_string())),
+        ("ack", policy.ack.map(|ack| ack_text(ack).to_owned())),
+        ("spread", policy.spread.map(|spread| spread_text(spread).to_owned())),
+    ];
+    parts.extend(shown.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?))));
+    parts.join(" ")
 }
 
 async fn list(client: &Client, as_json: bool) -> Outcome {
     let map = client.map().await?;
-    let rows: Vec<_> = map.policies.iter().map(row).collect();
     if as_json {
-        print_json(&json!(rows));
-    } else {
-        for policy in &map.policies {
-            let show = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-            println!(
-                "{:<16} match {:<24} scheme {:<10} strip {}",
-                policy.name,
-                show(policy.path_glob.clone()),
-                show(policy.scheme.map(|scheme| scheme.to_string())),
-                show(policy.strip_size.map(|size| size.to_string())),
-            );
-        }
-        let scheme = map.scheme_default.unwrap_or(braid_terms::SCHEME_DEFAULT);
-        println!(
-            "{:<16} everything else: scheme {scheme}, strip {}",
-            "(default)",
-            braid_terms::STRIP_DEFAULT
-        );
+        print_json(&json!(map.policies.iter().map(row).collect::<Vec<_>>()));
+        return Ok(ExitCode::SUCCESS);
     }
+    map.policies.iter().for_each(|policy| println!("{}", line(policy)));
+    let scheme = map.scheme_default.unwrap_or(braid_terms::SCHEME_DEFAULT);
+    let strip = braid_terms::STRIP_DEFAULT;
+    println!("{:<16} everything else: scheme {scheme}, strip {strip}, ack cluster", "(default)");
     Ok(ExitCode::SUCCESS)
 }
 
-async fn test(client: &Client, path: &str) -> Outcome {
-    let map = client.map().await?;
-    let question = braid_terms::PolicyQuestion { path: Some(path.to_owned()), size: None };
-    let choice = braid_local_controller::policy::choose(&map, DataType::File, &question);
-    let name = choice.policy.unwrap_or("(default)");
-    println!("{path}: policy {name}, scheme {}, strip {}", choice.scheme, choice.strip_size);
+async fn test(
+    client: &Client,
+    data_type: DataType,
+    question: PolicyQuestion,
+    as_json: bool,
+) -> Outcome {
+    let path = question.path.clone().unwrap_or_default();
+    let chosen = client.chosen(data_type, question).await?;
+    let (ack, spread) = (ack_text(chosen.ack), spread_text(chosen.spread));
+    if as_json {
+        print_json(&json!({
+            "path": path,
+            "policy": chosen.policy,
+            "scheme": chosen.scheme.to_string(),
+            "strip_size": chosen.strip_size,
+            "ack": ack,
+            "spread": spread,
+        }));
+    } else {
+        let name = chosen.policy.as_deref().unwrap_or("(default)");
+        println!(
+            "{path}: policy {name}, scheme {}, strip {}, ack {ack}, spread {spread}",
+            chosen.scheme, chosen.strip_size
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -187,7 +187,8 @@ async fn make_directory(
     metadata: &fs::Metadata,
     shown: &str,
 ) -> Result<Directory, Failure> {
-    match parent.make_directory(name, &attributes_of(metadata)).await {
+    let new = EntryAttributes { path: Some(shown.to_owned()), ..attributes_of(metadata) };
+    match parent.make_directory(name, &new).await {
         Err(Error::Exists { .. }) => {
             let node = parent.lookup(name).await.map_err(|error| error.about(shown))?;
             if !node.is_directory() {
@@ -318,5 +319,6 @@ pub fn attributes_of(metadata: &fs::Metadata) -> EntryAttributes {
             nanoseconds: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
         }),
         xattrs: Vec::new(),
+        path: None,
     }
 }
