@@ -191,6 +191,8 @@ impl Flags {
             ("exec", "") => self.exec = true,
             ("noexec", "") => self.exec = false,
             ("atime" | "noatime" | "relatime", "") => {}
+            // What the kernel shows of a mount, and `mount -o remount` hands back.
+            ("default_permissions", "") | ("user_id" | "group_id", _) => {}
             ("nofail" | "_netdev" | "noauto" | "auto" | "user" | "users" | "defaults", "") => {}
             (name, _) if name.starts_with("x-") => {}
             _ => return Err(refused("is not known; see `docs/guides/mount.md`")),
@@ -475,6 +477,8 @@ mod tests {
         assert!(flags.tuning.soft);
         assert_eq!((flags.tuning.ttl_ms, flags.tuning.write_memory), (0, 16 << 20));
         assert!(flags.read_only);
+        let shown = "remount,ro,relatime,user_id=0,group_id=0,default_permissions,allow_other";
+        assert!(Flags::parse([shown]).expect("the kernel shows these").remount);
     }
 
     #[test]
