@@ -628,3 +628,45 @@ fn a_rename_is_one_request_of_the_client() {
         script.counted("told, and finished", &finish, 2).await;
     });
 }
+
+/// An intent is on the disks before the primary decides.
+///
+/// 1. The disks of the secondary sync slowly, those of the primary at once.
+/// 2. A rename is answered and the primary synced; then all machines lose their power.
+/// 3. The secondary must still know what it is to do: else the file is in neither directory.
+#[test] // Proves: W-7, W-10.
+fn an_intent_is_stable_before_the_decision() {
+    Script::run(770, 6, "raid5/2+1", async |script| {
+        let root = script.root();
+        let one = script.directory(&[1, 2], 4, &root).await;
+        let other = script.directory(&[3, 6], 5, &root).await;
+        let id = script.make(4, &one, "f").await;
+        synced(&script, &[&one, &other]).await;
+        script.set_sync_time(&[3, 6], SLOW);
+        let op = rename(&script, "f", &other, "f");
+        script.names_at_last(4, &one, op).await.expect("nothing is in the way");
+        synced(&script, &[&one]).await;
+        script.power_cut(&script.servers());
+        script.power_on(&script.servers());
+        assert_eq!(script.entry(4, &one, "f").await, None);
+        assert_eq!(script.entry(5, &other, "f").await, Some(id));
+    });
+}
+
+/// Each rule that these scripts guard, taken out: its script must fail.
+#[cfg(feature = "planted")]
+#[test] // Proves: W-7, O-7.
+fn each_planted_bug_is_found() {
+    let scripts: [(&str, fn()); 4] = [
+        ("W-7/the-secondary-does-not-ask", the_next_owner_of_a_secondary_asks_before_it_finishes),
+        ("W-7/no-void-record", what_the_secondary_was_told_is_void_stays_so),
+        ("W-7/intents-are-not-stable", an_intent_is_stable_before_the_decision),
+        ("O-7/moves-without-the-lock", two_moves_make_no_circle),
+    ];
+    for (bug, script) in scripts {
+        braid_terms::plant(Some(bug));
+        let failed = std::panic::catch_unwind(script).is_err();
+        braid_terms::plant(None);
+        assert!(failed, "{bug}: the script does not see it");
+    }
+}
