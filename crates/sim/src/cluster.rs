@@ -14,7 +14,7 @@ use braid_coordinator::CoordinatorConfig;
 use braid_env::simulated::{SimDisk, SimProcess, Simulation};
 use braid_env::{Address, Env};
 use braid_io_server::{DiskIdentity, IoConfig, Limits, format_disk};
-use braid_local_controller::lc::{LcConfig, Threads};
+use braid_local_controller::lc::{LcConfig, Registrant, Threads};
 use braid_terms::{
     ClusterId, ClusterMap, DiskId, DiskInfo, DiskState, FactKind, FactNumber, RaidScheme, ServerId,
     ServerInfo, ServerState,
@@ -82,6 +82,7 @@ impl Cluster {
                 coordinator_address: address(id, 1),
                 main_address: address(id, 2),
                 state: ServerState::InUse,
+                is_mount: false,
                 lc: None,
                 lccs: Vec::new(),
             };
@@ -298,7 +299,7 @@ impl Launcher {
                 let address = info.lc_address;
                 self.simulation.spawn_process(&machine, "lc", move |env: Env| async move {
                     let config = LcConfig {
-                        server: ServerId(server),
+                        registrant: Registrant::Server(ServerId(server)),
                         cluster: CLUSTER,
                         listen: vec![Address::Tcp(address)],
                         coordinators: coordinators.clone(),

@@ -335,7 +335,7 @@ impl Script {
         wait: Duration,
     ) -> Result<(LccReply, Bytes), Failed> {
         let env = self.simulation.machine(CLIENTS).env();
-        let peer = Peer::Client { random: self.simulation.random() };
+        let peer = Peer::Client { random: self.simulation.random(), server: None };
         let hello = Hello::new(self.map.cluster, WireRole::Lcc, 0, peer);
         let to = Address::Tcp(self.map.servers[&ServerId(server)].lc_address);
         let asked = async {

@@ -182,7 +182,11 @@ impl Files {
         &self.lcc
     }
 
-    async fn answer(
+    /// Answers a request of this process or of a connection. It may be dropped at any time: what is
+    /// numbered goes on.
+    ///
+    /// Errors: the refusal.
+    pub async fn answer(
         self: &Rc<Self>,
         request: LccRequest,
         payload: Bytes,
