@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_env::{Address, Env, Payload};
-use braid_local_controller::files::Files;
+use braid_local_controller::files::{Caller, Files};
 use braid_terms::{ClusterId, ClusterMap, DeviceId, LccId, ServerId, WriteNumber};
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::CoordinatorClient;
@@ -372,7 +372,8 @@ impl Reach {
                     return search.pause();
                 }
                 self.learn_owner(group, owner);
-                Duration::ZERO
+                // Two that name each other soon know better.
+                if search.attempts <= HINTS_AT_ONCE { Duration::ZERO } else { search.pause() }
             }
             None => {
                 self.owners.borrow_mut().remove(&group);
@@ -485,7 +486,7 @@ async fn ask_local(
     payload: Payload,
     left: Duration,
 ) -> Attempt {
-    let answer = Box::pin(files.answer(request.clone(), payload.into_bytes()));
+    let answer = Box::pin(files.answer(Caller::Here, request.clone(), payload.into_bytes()));
     match timeout(left, answer).await {
         Ok(Ok((answer, payload))) => Attempt::Done(Box::new(answer), payload.into_bytes()),
         Ok(Err(refusal)) => Attempt::Refused(refusal),
@@ -515,6 +516,8 @@ impl Search {
     }
 }
 
+/// Owners that are asked at once, one after the other, as they name each other.
+const HINTS_AT_ONCE: u64 = 4;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const CONNECT_MAX: Duration = Duration::from_millis(1000);
 const PING_AFTER: Duration = Duration::from_millis(500);

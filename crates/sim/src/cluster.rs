@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use braid_client::{Client, ClusterFile, ServerEntry};
+use braid_client::{Client, ClusterFile, HostOptions, Hosted, ServerEntry};
 use braid_coordinator::CoordinatorConfig;
 use braid_env::simulated::{SimDisk, SimProcess, Simulation};
 use braid_env::{Address, Env};
@@ -198,6 +198,21 @@ impl Cluster {
             servers: servers.collect(),
         };
         Client::connect(env, &file).await
+    }
+
+    /// Gives a client an LCC of its own, as a mount has: its machine is a server without disks.
+    pub async fn host(&self, client: &Client, number: u32) -> Hosted {
+        let listen = match self.simulation.machine(CLIENTS + number).address(PORTS[0]) {
+            Address::Tcp(address) => address,
+            Address::Unix(_) => unreachable!("machines have TCP addresses"),
+        };
+        let options = HostOptions {
+            name: format!("mount-{number}"),
+            listen,
+            io_sockets: BTreeMap::new(),
+            groups_kept: 50,
+        };
+        client.host(options).await
     }
 
     /// Open facts: suspect portions, and pending ones of ended controllers; `None` where no global
