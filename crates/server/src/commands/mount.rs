@@ -57,6 +57,10 @@ pub fn run(global: &Global, mount: &Mount) -> Outcome {
     let mounted = braid_fuse::start(&options)?;
     if std::env::var_os(REPORT).is_some() {
         println!("{SERVES}");
+        // Whoever started it stops listening: a line to a pipe without a reader would end the mount.
+        let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdout(&nowhere)?;
+        rustix::stdio::dup2_stderr(&nowhere)?;
     }
     braid_fuse::serve(mounted)?;
     Ok(ExitCode::SUCCESS)
