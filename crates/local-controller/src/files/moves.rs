@@ -22,7 +22,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_terms::{DeviceId, LccId, planted};
-use braid_wire::lcc::LccRefusal;
+use braid_wire::lcc::{DirectoryOp, LccRefusal, LccRequest};
+use futures_util::stream::{StreamExt, iter};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
@@ -59,15 +60,36 @@ impl Files {
             return;
         }
         let files = self.clone();
-        spawn_local(async move {
-            let drained = timeout(DRAIN_WAIT, files.drain(device)).await;
-            let gone = match drained {
-                Ok(Some(group)) => files.lcc.give_up(&group).await,
-                Ok(None) | Err(_) => false,
-            };
-            tracing::debug!(%device, to = %to.0, gone, "a group moves to where it is used");
-            files.uses.end_leaving(device, gone.then_some(to));
+        spawn_local(async move { files.move_group(device, to).await });
+    }
+
+    /// The group leaves; whether it is gone.
+    async fn move_group(&self, device: DeviceId, to: Place) -> bool {
+        let gone = match timeout(DRAIN_WAIT, self.drain(device)).await {
+            Ok(Some(group)) => self.lcc.give_up(&group).await,
+            Ok(None) | Err(_) => false,
+        };
+        tracing::debug!(%device, to = %to.0, gone, "a group moves");
+        self.uses.end_leaving(device, gone.then_some(to));
+        gone
+    }
+
+    /// A mount ends: servers take over its directories in which removed files wait for the removal of
+    /// their portions, which nobody else would look at before somebody uses them. Source: N-4.
+    pub(crate) async fn hand_over_removals(self: &Rc<Self>) {
+        if !self.is_mount {
+            return;
+        }
+        let handed = self.with_removals().into_iter().map(|layout| async move {
+            let (device, op) = (layout.group(), DirectoryOp::Parent);
+            let Some(to) = self.target(device, Move::ToServer) else { return };
+            if self.uses.begin_leaving(device) && self.move_group(device, to).await {
+                let request = LccRequest::Directory { layout, op };
+                // Who does not answer is out of luck: it is done when somebody uses the directory.
+                let _ = self.ask_peer(to.0, to.1, &request).await;
+            }
         });
+        iter(handed).buffer_unordered(AT_ONCE).collect::<()>().await;
     }
 
     /// The LCC that is to own the group.
@@ -117,5 +139,8 @@ impl Files {
 
 /// Longest time in which requests of a group wait for its move.
 const DRAIN_WAIT: Duration = Duration::from_secs(3);
+
+/// Groups that are handed over at once.
+const AT_ONCE: usize = 32;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);

@@ -461,6 +461,23 @@ impl Files {
         Ok(directory)
     }
 
+    /// Directories whose to-remove lists are not empty.
+    pub(super) fn with_removals(&self) -> Vec<GroupLayout> {
+        let directories = self.directories.borrow();
+        let all = directories.values().map(|held| &held.directory);
+        all.filter(|directory| !directory.to_remove().is_empty())
+            .map(|directory| directory.group().0.layout().clone())
+            .collect()
+    }
+
+    /// Reads a directory that somebody left, so that its removals go on. Source: N-4, O-8.
+    pub(crate) async fn look_after(&self, layout: &GroupLayout) {
+        if check_directory_layout(layout).is_ok() && self.held(layout.group()).is_none() {
+            // Whoever uses it next does the same.
+            let _ = self.load(layout, false).await;
+        }
+    }
+
     /// Whether a directory is in memory and somebody works with it.
     pub(super) fn is_busy(&self, device: DeviceId) -> bool {
         let directories = self.directories.borrow();
@@ -617,7 +634,7 @@ impl Files {
         }
     }
 
-    async fn ask_peer(
+    pub(super) async fn ask_peer(
         &self,
         lcc: LccId,
         address: SocketAddr,

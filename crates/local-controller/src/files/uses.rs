@@ -119,12 +119,12 @@ impl Uses {
     /// From now on requests wait. `false` where it leaves already.
     pub fn begin_leaving(&self, group: DeviceId) -> bool {
         let mut uses = self.0.borrow_mut();
-        let Some(used) = uses.get_mut(&group).filter(|used| matches!(used.state, State::Here))
-        else {
-            return false;
-        };
-        used.state = State::Leaving;
-        true
+        let used = uses.entry(group).or_insert_with(|| Use::new(Caller::Server, Instant::now()));
+        let is_here = matches!(used.state, State::Here);
+        if is_here {
+            used.state = State::Leaving;
+        }
+        is_here
     }
 
     /// Waits until no request is under way.
