@@ -59,8 +59,8 @@ pub fn run(global: &Global, mount: &Mount) -> Outcome {
         println!("{SERVES}");
         // Whoever started it stops listening: a line to a pipe without a reader would end the mount.
         let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
-        rustix::stdio::dup2_stdout(&nowhere)?;
-        rustix::stdio::dup2_stderr(&nowhere)?;
+        rustix::stdio::dup2_stdout(&nowhere).map_err(std::io::Error::from)?;
+        rustix::stdio::dup2_stderr(&nowhere).map_err(std::io::Error::from)?;
     }
     braid_fuse::serve(mounted)?;
     Ok(ExitCode::SUCCESS)
