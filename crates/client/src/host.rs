@@ -16,6 +16,7 @@
 //! DESIGN 2, O-2, O-4.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -88,14 +89,11 @@ async fn run(reach: Rc<Reach>, config: LcConfig, ready: oneshot::Sender<()>) -> 
     loop {
         let end = match start(&reach.env, &config).await {
             Ok(started) => {
-                if let Some(local) = local_of(&started) {
-                    reach.set_local(Some(local));
-                }
-                if let Some(ready) = ready.take() {
-                    // Whoever waited has gone on without.
-                    let _ = ready.send(());
-                }
-                let end = started.wait(&config.shutdown).await;
+                let offering = offer(&reach, local_of(&started), &mut ready);
+                let end = tokio::select! {
+                    end = started.wait(&config.shutdown) => end,
+                    never = offering => match never {},
+                };
                 reach.set_local(None);
                 end
             }
@@ -107,6 +105,25 @@ async fn run(reach: Rc<Reach>, config: LcConfig, ready: oneshot::Sender<()>) -> 
         tracing::info!("this machine's LC was not valid any more: it registers again");
         sleep(AGAIN).await;
     }
+}
+
+/// Has this process ask the LCC as soon as that may answer: with its first lease it hears of disks.
+async fn offer(
+    reach: &Reach,
+    local: Option<Local>,
+    ready: &mut Option<oneshot::Sender<()>>,
+) -> Infallible {
+    if let Some(local) = local {
+        while !local.files.lcc().lease_valid() {
+            sleep(LOOK_AGAIN).await;
+        }
+        reach.set_local(Some(local));
+        if let Some(ready) = ready.take() {
+            // Whoever waited has gone on without.
+            let _ = ready.send(());
+        }
+    }
+    std::future::pending().await
 }
 
 async fn start(env: &Env, config: &LcConfig) -> Result<Started, LcEnd> {
@@ -128,6 +145,8 @@ fn local_of(started: &Started) -> Option<Local> {
 
 /// Longest wait of a client for its own LC.
 const START_WAIT: Duration = Duration::from_secs(3);
+
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Pause before it registers again.
 const AGAIN: Duration = Duration::from_millis(100);
