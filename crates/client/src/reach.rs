@@ -139,9 +139,11 @@ impl Reach {
         }
     }
 
-    /// The LCC of this process, where it has one.
+    /// The LCC of this process, where it has one that holds a lease; one that is cut off from the
+    /// global controller can own nothing new.
     pub fn local(&self) -> Option<Place> {
-        self.local.borrow().as_ref().map(|local| local.place)
+        let local = self.local.borrow();
+        local.as_ref().filter(|local| local.files.lcc().lease_valid()).map(|local| local.place)
     }
 
     /// The map, at most some seconds old.
