@@ -163,7 +163,8 @@ fn mount_that_made(script: &Script, saw: &Rc<RefCell<Bytes>>) -> SimProcess {
 
 async fn put(client: &Client, byte: u8) {
     let bytes = Bytes::from(vec![byte; 100_000]);
-    client.put_bytes(MADE, bytes, PutOptions::default()).await.expect("it is put");
+    let options = PutOptions { replace: true, ..PutOptions::default() };
+    client.put_bytes(MADE, bytes, options).await.expect("it is put");
 }
 
 async fn get(client: &Client) -> Result<Bytes, braid_client::Error> {
