@@ -767,7 +767,7 @@ impl Lcc {
             None => CoordinatorRequest::Release { lcc, groups: vec![(device, group.grant)] },
         };
         // Whoever still holds it must not use it.
-        group.kill(Dead::LostOwnership);
+        group.kill(Dead::GivenUp);
         self.ask(&request, Instant::now() + ACQUIRE_WAIT).await.is_ok()
     }
 

@@ -11,7 +11,7 @@
 //! group that moves is *leaving*: what is under way ends, what comes waits, then hears of the new
 //! owner.
 //! # Invariants
-//! U1 A group goes only when no request of it is under way, and none begins before it is gone.
+//! U1 A group goes only when no request of it is under way; of clients none begins before it is gone.
 //! # Failure
 //! One that cannot be drained in time stays, and is tried again later.
 //! # Source
@@ -106,10 +106,13 @@ impl Uses {
         let mut uses = self.0.borrow_mut();
         let used = uses.entry(group).or_insert_with(|| Use::new(caller, now));
         match used.state {
-            State::Leaving => return Entry::Wait(used.bell.clone()),
+            // What a request under way asks of its own LCC must not wait for that request's end.
+            State::Leaving if caller != Caller::Server => {
+                return Entry::Wait(used.bell.clone());
+            }
             State::Given(place, until) if now < until => return Entry::Gone(place),
             State::Given(..) => *used = Use::new(caller, now),
-            State::Here | State::Stays(_) => {}
+            State::Here | State::Leaving | State::Stays(_) => {}
         }
         used.under_way += 1;
         let wanted = used.note(caller, now, is_mount);
