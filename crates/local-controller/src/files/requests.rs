@@ -471,7 +471,7 @@ impl Files {
     }
 
     /// Reads a directory that somebody left, so that its removals go on. Source: N-4, O-8.
-    pub(crate) async fn look_after(&self, layout: &GroupLayout) {
+    pub(crate) async fn look_after(self: &Rc<Self>, layout: &GroupLayout) {
         if check_directory_layout(layout).is_ok() && self.held(layout.group()).is_none() {
             // Whoever uses it next does the same.
             let _ = self.load(layout, false).await;
