@@ -26,6 +26,8 @@ struct Options {
     random_time: Duration,
     runs: usize,
     only: Option<String>,
+    /// For the mount, as after `-o`.
+    mount_options: Option<String>,
     out: Option<PathBuf>,
 }
 
@@ -64,6 +66,7 @@ fn parse(arguments: &[&str]) -> Result<Options, String> {
         random_time: Duration::from_secs(3),
         runs: 3,
         only: None,
+        mount_options: None,
         out: None,
     };
     let mut rest = arguments.iter();
@@ -80,16 +83,32 @@ fn parse(arguments: &[&str]) -> Result<Options, String> {
             "--only" => {
                 options.only = Some((*rest.next().ok_or("--only needs a word")?).to_owned());
             }
+            "--options" => {
+                let list = *rest.next().ok_or("--options needs options of the mount")?;
+                options.mount_options = Some(list.to_owned());
+            }
             "--out" => options.out = Some(rest.next().ok_or("--out needs a file")?.into()),
             other => {
                 return Err(format!(
-                    "bench --fuse knows --tiny, --runs N, --only WORD, --out FILE, not {other}"
+                    "bench --fuse knows --tiny, --runs N, --only WORD, --options LIST, \
+                     --out FILE, not {other}"
                 ));
             }
         }
     }
     Ok(options)
 }
+
+/// The first of the ports that six servers take, where all of them are free.
+fn free_port_base() -> Result<u16, String> {
+    let is_free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let mut bases = (17500..30000).step_by(usize::from(PORTS));
+    let free = bases.find(|base| (*base..base + PORTS).all(is_free));
+    free.ok_or_else(|| "there are no free ports".to_owned())
+}
+
+/// Ports of six servers.
+const PORTS: u16 = 120;
 
 /// `passthrough_ll` from the examples of libfuse3-dev.
 fn build_passthrough(folder: &Path) -> Option<PathBuf> {
@@ -152,7 +171,8 @@ impl Bench {
     }
 
     fn start(&mut self) -> Result<(), String> {
-        let mut up = self.command(&["up", "--detach", "--port-base", "17500"]);
+        let base = free_port_base()?.to_string();
+        let mut up = self.command(&["up", "--detach", "--port-base", &base]);
         let up = up.stdout(Stdio::null()).status().map_err(|e| e.to_string())?;
         if !up.success() {
             return Err("the cluster does not come up".to_owned());
@@ -201,6 +221,9 @@ impl Bench {
                 Kind::Mount => {
                     let mut command = self.command(&["mount", "--foreground"]);
                     command.arg(&folder);
+                    if let Some(list) = &self.options.mount_options {
+                        command.args(["-o", list]);
+                    }
                     command
                 }
             };

@@ -1,9 +1,9 @@
 //! Numbers and places for new devices, fetched ahead, and what policies say of them.
 //!
 //! # Theory
-//! An LCC gives layouts of devices that it owns from the start (O-2). They are fetched in batches
-//! from all LCs in turn and used in turn, so that new devices, and the work on them, spread over
-//! the servers. Where policies are set, the layout depends on the path: then each is asked for alone.
+//! An LCC gives layouts of devices that it owns from the start (O-2): this process's own, where it
+//! has one. Else they are fetched in batches from all LCs in turn and used in turn, so that new
+//! devices, and the work on them, spread over the servers. Where policies are set, the layout depends on the path: then each is asked for alone.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -178,8 +178,9 @@ impl Stock {
 
     async fn ask_any(&self, request: &LccRequest) -> Result<(LccReply, Place), Error> {
         let mut failure = none();
-        for _ in 0..self.reach.places().len() {
-            let place = self.next_place().ok_or_else(none)?;
+        let others = self.reach.places().len();
+        let others = (0..others).map_while(|_| self.next_place());
+        for place in self.reach.local().into_iter().chain(others) {
             match self.reach.ask_at(place, request).await {
                 Ok(reply) => return Ok((reply, place)),
                 Err(error) => failure = error,

@@ -8,7 +8,8 @@
 //! Client ------ paths: resolve, stat, list, mkdir, put, get, rename ...     (namespace.rs, path.rs)
 //!   |---------- nodes: the same by directory and name, for gateways         (node.rs)
 //!   |---------- PutWriter, File, FileReader: bytes                          (put.rs, file.rs)
-//!   `-- Reach - who owns a group, redirects, retries until a deadline       (reach.rs)
+//!   |-- Reach - who owns a group, redirects, retries until a deadline       (reach.rs)
+//!   `-- Hosted - an LCC of the client's own                                 (host.rs)
 //! ```
 //! All calls take `&self`; a caller runs many at once, and changes of one directory that are under
 //! way together share cluster writes.
@@ -24,6 +25,7 @@
 mod cluster_file;
 mod error;
 mod file;
+mod host;
 mod inode;
 mod layouts;
 mod namespace;
@@ -38,6 +40,7 @@ pub use braid_wire::lcc::{AttributeChanges, Attributes, FileData, FileKind, File
 pub use cluster_file::{ClusterFile, ClusterFileError, ServerEntry};
 pub use error::Error;
 pub use file::{File, FileReader};
+pub use host::{HostOptions, Hosted};
 pub use inode::ClusterSpace;
 pub use namespace::{Client, ClientOptions, DirectoryLister, ListedEntry};
 pub use node::{Directory, EntryAttributes, Node, RenameOptions};

@@ -2,7 +2,8 @@
 //!
 //! # Theory
 //! Each group has one owner; who that is, is remembered from its last answer. Any LCC may be asked:
-//! one that is not the owner names it or becomes it.
+//! one that is not the owner names it or becomes it. Where this process has an LCC of its own, it is
+//! asked first, without a connection.
 //! ```text
 //! answer                         next
 //! reply, refusal                 done; the owner is remembered
@@ -24,6 +25,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_env::{Address, Env, Payload};
+use braid_local_controller::files::{Caller, Files};
 use braid_terms::{ClusterId, ClusterMap, DeviceId, LccId, ServerId, WriteNumber};
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::CoordinatorClient;
@@ -53,6 +55,8 @@ pub struct Reach {
     servers: RefCell<BTreeMap<ServerId, (SocketAddr, u8)>>,
     links: RefCell<BTreeMap<Place, Rc<Link>>>,
     owners: RefCell<BTreeMap<DeviceId, Place>>,
+    /// The LCC of this process.
+    local: RefCell<Option<Local>>,
     map: RefCell<Option<(Instant, Rc<ClusterMap>)>>,
     is_asking_map: Cell<bool>,
     told: Told,
@@ -65,6 +69,17 @@ struct Link {
     connecting: Mutex<()>,
     /// It could not be reached then; it is asked last for a while.
     failed: Cell<Option<Instant>>,
+}
+
+/// An LCC in this process.
+#[derive(Clone)]
+pub struct Local {
+    /// Where others reach it.
+    pub place: Place,
+    /// Its server's number.
+    pub server: ServerId,
+    /// It itself.
+    pub files: Rc<Files>,
 }
 
 /// What one attempt gave.
@@ -80,7 +95,7 @@ enum Attempt {
 impl Reach {
     pub fn new(env: Env, file: &ClusterFile, deadline: Duration) -> Self {
         let random = env.random();
-        let peer = Peer::Client { random };
+        let peer = Peer::Client { random, server: None };
         let addresses = file.servers.iter().map(|server| server.coordinator).collect();
         let coordinators = CoordinatorClient::new(env.clone(), file.cluster, peer, addresses);
         Self {
@@ -93,6 +108,7 @@ impl Reach {
             servers: RefCell::new(file.servers.iter().map(|s| (s.id, (s.lc, 1))).collect()),
             links: RefCell::default(),
             owners: RefCell::default(),
+            local: RefCell::new(None),
             map: RefCell::new(None),
             is_asking_map: Cell::new(false),
             told: Told::default(),
@@ -107,6 +123,27 @@ impl Reach {
 
     pub fn coordinators(&self) -> &CoordinatorClient {
         &self.coordinators
+    }
+
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// From now on this LCC is asked without a connection, and first.
+    pub fn set_local(&self, local: Option<Local>) {
+        let before = self.local.replace(local);
+        // Owners are told anew who asks.
+        self.links.borrow_mut().clear();
+        if let Some(before) = before {
+            self.owners.borrow_mut().retain(|_, place| *place != before.place);
+        }
+    }
+
+    /// The LCC of this process, where it has one that holds a lease; one that is cut off from the
+    /// global controller can own nothing new.
+    pub fn local(&self) -> Option<Place> {
+        let local = self.local.borrow();
+        local.as_ref().filter(|local| local.files.lcc().lease_valid()).map(|local| local.place)
     }
 
     /// The map, at most some seconds old.
@@ -150,6 +187,8 @@ impl Reach {
         let servers: BTreeMap<_, _> = map
             .servers
             .values()
+            // What a mount owns it is asked for, but nothing else.
+            .filter(|server| !server.is_mount)
             .map(|server| (server.id, (server.lc_address, count(server.lccs.len()))))
             .collect();
         if !servers.is_empty() {
@@ -302,6 +341,9 @@ impl Reach {
         if let Some(owner) = self.owners.borrow().get(&group) {
             return Some(*owner);
         }
+        if let Some(local) = self.local().filter(|local| Some(*local) != search.avoid) {
+            return Some(local);
+        }
         let mut places = self.good_places();
         if places.len() > 1 {
             places.retain(|place| Some(*place) != search.avoid);
@@ -332,7 +374,8 @@ impl Reach {
                     return search.pause();
                 }
                 self.learn_owner(group, owner);
-                Duration::ZERO
+                // Two that name each other soon know better.
+                if search.attempts <= HINTS_AT_ONCE { Duration::ZERO } else { search.pause() }
             }
             None => {
                 self.owners.borrow_mut().remove(&group);
@@ -357,6 +400,10 @@ impl Reach {
         payload: Payload,
         left: Duration,
     ) -> Attempt {
+        let local = self.local.borrow().clone().filter(|local| local.place == place);
+        if let Some(local) = local {
+            return ask_local(&local.files, request, payload, left).await;
+        }
         let client = match timeout(left.min(CONNECT_MAX), self.client(place)).await {
             Ok(Ok(client)) => client,
             Ok(Err(reason)) => return Attempt::Unreached(reason),
@@ -392,7 +439,8 @@ impl Reach {
         if let Some(client) = up() {
             return Ok(client);
         }
-        let peer = Peer::Client { random: self.random };
+        let server = self.local.borrow().as_ref().map(|local| local.server);
+        let peer = Peer::Client { random: self.random, server };
         let hello = Hello::new(self.cluster, Role::Lcc, place.1, peer);
         let options = rpc::ClientOptions {
             ping_after: PING_AFTER,
@@ -434,6 +482,20 @@ fn naming<'a>(request: &'a LccRequest, named: &[WriteNumber]) -> Cow<'a, LccRequ
     request
 }
 
+async fn ask_local(
+    files: &Rc<Files>,
+    request: &LccRequest,
+    payload: Payload,
+    left: Duration,
+) -> Attempt {
+    let answer = Box::pin(files.answer(Caller::Here, request.clone(), payload.into_bytes()));
+    match timeout(left, answer).await {
+        Ok(Ok((answer, payload))) => Attempt::Done(Box::new(answer), payload.into_bytes()),
+        Ok(Err(refusal)) => Attempt::Refused(refusal),
+        Err(_) => Attempt::Unanswered("this machine's local controller is silent".into()),
+    }
+}
+
 impl Link {
     fn failed_lately(&self) -> bool {
         self.failed.get().is_some_and(|when| when.elapsed() < FAILED_AGE_MAX)
@@ -456,6 +518,8 @@ impl Search {
     }
 }
 
+/// Owners that are asked at once, one after the other, as they name each other.
+const HINTS_AT_ONCE: u64 = 4;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const CONNECT_MAX: Duration = Duration::from_millis(1000);
 const PING_AFTER: Duration = Duration::from_millis(500);

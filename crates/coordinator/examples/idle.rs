@@ -45,6 +45,7 @@ fn member(count: u32, folder: &Path, number: u32) {
             coordinator_address: at,
             main_address: at,
             state: ServerState::InUse,
+            is_mount: false,
             lc: None,
             lccs: Vec::new(),
         };

@@ -7,6 +7,7 @@
 //! How an entry is stored: `raft/stored.rs`.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use braid_terms::{
     ClusterMap, DeviceId, DiskId, FactKind, FactNumber, GrantNumber, GroupLayout, Incarnation,
@@ -89,6 +90,15 @@ pub enum Command {
     },
     /// See `CoordinatorRequest::Change`.
     Change(Box<MapChange>),
+    /// See `CoordinatorRequest::RegisterMount`.
+    RegisterMount {
+        /// For people.
+        name: String,
+        /// Where its LC is reached.
+        lc_address: SocketAddr,
+        /// How many LCCs.
+        lccs: u8,
+    },
 }
 
 /// What became of a command.
@@ -116,11 +126,6 @@ pub enum Outcome {
     Recorded(Vec<Result<FactNumber, FactRefusal>>),
     /// One result for each fact.
     Closed(Vec<Result<(), FactRefusal>>),
-    /// A new server.
-    Joined {
-        /// Its number.
-        server: ServerId,
-    },
 }
 
 /// The commands of one log entry, in order.

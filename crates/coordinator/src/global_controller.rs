@@ -413,8 +413,16 @@ impl GlobalController {
         if !live.contains(&lc) {
             return Work::default();
         }
-        let chosen =
-            |number: u64| live[usize::try_from(mix(number) % live.len() as u64).unwrap_or(0)];
+        // A mount's way to the disks is not ours to load; it looks after what it owns.
+        let is_mount = |lc: &Incarnation| {
+            let server = state.server_of_lc(*lc);
+            server.is_some_and(|server| state.map().servers[&server].is_mount)
+        };
+        let servers: Vec<_> = live.iter().copied().filter(|lc| !is_mount(lc)).collect();
+        let chosen = |number: u64| {
+            let count = servers.len().max(1) as u64;
+            servers.get(usize::try_from(mix(number) % count).unwrap_or(0)).copied()
+        };
         let mut lc_of = BTreeMap::new();
         for server in state.map().servers.values() {
             for lcc in server.lccs.iter().flatten() {
@@ -423,8 +431,8 @@ impl GlobalController {
         }
         let is_mine = |group: DeviceId| {
             let owner = self.owner(state, group).and_then(|owner| lc_of.get(&owner).copied());
-            owner.flatten().filter(|owner| live.contains(owner)).unwrap_or_else(|| chosen(group.0))
-                == lc
+            owner.flatten().filter(|owner| live.contains(owner)).or_else(|| chosen(group.0))
+                == Some(lc)
         };
         let disks: BTreeSet<_> = self.live_disks(now, state).map(|live| live.disk).collect();
         let can_work = |fact: &Fact| match &fact.kind {
@@ -454,7 +462,7 @@ impl GlobalController {
             }
         }
         let is_due = |dead: Incarnation, since: Moment| {
-            now - since >= lease_at_gc() && facts.is_pending(dead) && chosen(dead.0) == lc
+            now - since >= lease_at_gc() && facts.is_pending(dead) && chosen(dead.0) == Some(lc)
         };
         let due = self.dead_since.iter().filter(|(dead, since)| is_due(**dead, **since));
         work.sweeps = due.map(|(dead, _)| *dead).take(SWEEPS_MAX).collect();

@@ -15,7 +15,7 @@
 
 use std::rc::Rc;
 
-use braid_env::Payload;
+use braid_env::{Address, Payload};
 use braid_terms::{
     DeviceId, FactKind, FactNumber, GrantNumber, Incarnation, Policy, STRIP_SIZE_MAX,
     STRIP_SIZE_MIN, ServerId,
@@ -73,6 +73,16 @@ impl Driver {
                     return Err(bad("an LC has 1 to 64 LCCs"));
                 }
                 self.change(Command::RegisterLc { server, lccs }).await
+            }
+            CoordinatorRequest::RegisterMount { name, lc_address, lccs } => {
+                if !(1..=LCCS_MAX).contains(&lccs) || !is_name(&name) {
+                    return Err(bad("a mount has a name of 1 to 255 bytes and 1 to 64 LCCs"));
+                }
+                // An owner that nobody can reach would block what it owns.
+                if self.env.connect(Address::Tcp(lc_address)).await.is_err() {
+                    return Err(bad(format!("nothing can be reached at {lc_address}")));
+                }
+                self.change(Command::RegisterMount { name, lc_address, lccs }).await
             }
             CoordinatorRequest::RegisterLcc { lc, index } => {
                 self.change(Command::RegisterLcc { lc, index }).await
@@ -137,10 +147,8 @@ impl Driver {
             }
             CoordinatorRequest::Change(change) => {
                 check_change(&change)?;
-                match self.change(Command::Change(Box::new(change))).await? {
-                    CoordinatorReply::Done => Ok(self.map()),
-                    joined => Ok(joined),
-                }
+                self.change(Command::Change(Box::new(change))).await?;
+                Ok(self.map())
             }
         }
     }
@@ -199,7 +207,6 @@ impl Driver {
             Outcome::Numbers { first, grant } => Ok(CoordinatorReply::Numbers { first, grant }),
             Outcome::Recorded(results) => Ok(CoordinatorReply::Recorded(results)),
             Outcome::Closed(results) => Ok(CoordinatorReply::Closed(results)),
-            Outcome::Joined { server } => Ok(CoordinatorReply::Joined { server }),
         }
     }
 
@@ -405,9 +412,6 @@ fn bad(reason: impl Into<String>) -> CoordinatorRefusal {
 fn check_change(change: &MapChange) -> Result<(), CoordinatorRefusal> {
     match change {
         MapChange::SetPolicy(policy) => check_policy(policy),
-        MapChange::JoinDiskless { name, .. } if !is_name(name) => {
-            Err(bad("a server's name has 1 to 255 bytes"))
-        }
         _ => Ok(()),
     }
 }

@@ -7,11 +7,13 @@
 //! # Invariants
 //! C1 An incarnation, a device number, a server number and a fact number are given once, ever.
 //! C2 An LCC incarnation is valid exactly while the map names it.
-//! C3 Facts of an invalid incarnation are refused from the entry on that made it invalid (O-5).
+//! C3 A mount is in the map exactly while its LC is valid.
+//! C4 Facts of an invalid incarnation are refused from the entry on that made it invalid (O-5).
 //! # Source
 //! O-2, O-3, O-5, F-1, F-3, S-7.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use braid_terms::{
     ClusterMap, DeviceId, DiskId, DiskState, GrantNumber, GroupLayout, Incarnation, LccId,
@@ -50,6 +52,9 @@ impl StateMachine {
         let done = match command {
             Command::Begin { map } => self.begin(*map),
             Command::RegisterLc { server, lccs } => self.register_lc(server, lccs),
+            Command::RegisterMount { name, lc_address, lccs } => {
+                self.register_mount(name, lc_address, lccs)
+            }
             Command::RegisterLcc { lc, index } => self.register_lcc(lc, index),
             Command::UnregisterLc { lc } => self.unregister_lc(lc),
             Command::Invalidate { lc } => {
@@ -120,6 +125,33 @@ impl StateMachine {
         Ok(Outcome::Registered { incarnation: lc, lccs: new })
     }
 
+    /// The same name at the same address is the same mount: a request may be sent again. What a lost
+    /// answer leaves ends with its first lease.
+    fn register_mount(&mut self, name: String, lc_address: SocketAddr, lccs: u8) -> Done {
+        let mut servers = self.map.servers.values();
+        let is_it = |server: &&ServerInfo| {
+            server.is_mount && (&server.name, server.lc_address) == (&name, lc_address)
+        };
+        if let Some(known) = servers.find(is_it).map(|server| server.id) {
+            return self.register_lc(known, lccs);
+        }
+        self.last_server += 1;
+        let id = ServerId(self.last_server);
+        let server = ServerInfo {
+            id,
+            name,
+            lc_address,
+            coordinator_address: lc_address,
+            main_address: lc_address,
+            state: ServerState::InUse,
+            is_mount: true,
+            lc: None,
+            lccs: Vec::new(),
+        };
+        self.map.servers.insert(id, server);
+        self.register_lc(id, lccs)
+    }
+
     fn register_lcc(&mut self, lc: Incarnation, index: u8) -> Done {
         let server = self.server_of_lc(lc).ok_or(CoordinatorRefusal::InvalidIncarnation)?;
         let old = self.map.servers[&server].lccs.get(usize::from(index)).copied();
@@ -154,7 +186,11 @@ impl StateMachine {
             info.lc = None;
             let lccs = std::mem::take(&mut info.lccs);
             info.lccs = vec![None; lccs.len()];
+            let is_mount = info.is_mount;
             self.end_lccs(&lccs);
+            if is_mount {
+                self.map.servers.remove(&server);
+            }
         }
         self.map.version += 1;
         true
@@ -243,10 +279,6 @@ impl StateMachine {
                 };
                 info.state = state;
             }
-            MapChange::JoinDiskless { name, lc_address } => {
-                return Ok(self.join_diskless(name, lc_address));
-            }
-            MapChange::LeaveDiskless { server } => self.leave_diskless(server)?,
         }
         self.map.version += 1;
         Ok(Outcome::Done)
@@ -260,48 +292,6 @@ impl StateMachine {
             None => return Err(bad(format!("there are {POLICIES_MAX} policies already"))),
         }
         Ok(())
-    }
-
-    /// The same name at the same address is the same server: a request may be sent again.
-    fn join_diskless(&mut self, name: String, lc_address: std::net::SocketAddr) -> Outcome {
-        let known = self.map.servers.values().find(|server| {
-            (&server.name, server.lc_address) == (&name, lc_address) && self.is_diskless(server.id)
-        });
-        if let Some(known) = known {
-            return Outcome::Joined { server: known.id };
-        }
-        self.last_server += 1;
-        let id = ServerId(self.last_server);
-        let server = ServerInfo {
-            id,
-            name,
-            lc_address,
-            coordinator_address: lc_address,
-            main_address: lc_address,
-            state: ServerState::InUse,
-            lc: None,
-            lccs: Vec::new(),
-        };
-        self.map.servers.insert(id, server);
-        self.map.version += 1;
-        Outcome::Joined { server: id }
-    }
-
-    fn leave_diskless(&mut self, server: ServerId) -> Result<(), CoordinatorRefusal> {
-        let Some(info) = self.map.servers.get(&server) else {
-            return Err(unknown(format!("server {server} is not in the map")));
-        };
-        if !self.is_diskless(server) {
-            return Err(bad(format!("server {server} is more than a mount")));
-        }
-        self.end_lccs(&info.lccs.clone());
-        self.map.servers.remove(&server);
-        Ok(())
-    }
-
-    fn is_diskless(&self, server: ServerId) -> bool {
-        let has_disk = self.map.disks.values().any(|disk| disk.server == server);
-        !has_disk && !self.map.coordinators.contains(&server)
     }
 
     /// The map.

@@ -23,6 +23,7 @@ pub(crate) fn state() -> StateMachine {
             coordinator_address: at,
             main_address: at,
             state: ServerState::InUse,
+            is_mount: false,
             lc: None,
             lccs: Vec::new(),
         };
@@ -212,28 +213,50 @@ fn an_io_server_is_known_by_its_disk_identity() {
     assert!(is_refused(&state.apply(set(DiskState::InUse))));
 }
 
-#[test]
-fn the_map_changes_under_a_new_version_or_not_at_all() {
+#[test] // Proves: O-5, F-3.
+fn a_mount_is_in_the_map_as_long_as_its_lc_is_valid() {
     let mut state = state();
-    let at: SocketAddr = "127.0.0.1:9".parse().unwrap();
-    let join = || {
-        let change = MapChange::JoinDiskless { name: "m".to_owned(), lc_address: at };
-        Command::Change(Box::new(change))
+    let mount = |port| Command::RegisterMount {
+        name: "m".to_owned(),
+        lc_address: SocketAddr::from(([127, 0, 0, 1], port)),
+        lccs: 1,
     };
-    assert_eq!(state.apply(join()), Outcome::Joined { server: ServerId(3) });
-    let version = state.map().version;
-    assert_eq!(state.apply(join()), Outcome::Joined { server: ServerId(3) }, "a repeat");
-    let leave = |server| {
-        let change = MapChange::LeaveDiskless { server: ServerId(server) };
-        Command::Change(Box::new(change))
+    let registered = |outcome| match outcome {
+        Outcome::Registered { incarnation, lccs } => (incarnation, lccs[0]),
+        other => panic!("{other:?}"),
     };
-    assert!(is_refused(&state.apply(leave(1))), "it has a disk");
-    assert!(is_refused(&state.apply(leave(9))));
-    assert_eq!(state.map().version, version);
-    assert_eq!(state.apply(leave(3)), Outcome::Done);
-    assert!(state.map().version > version);
-    assert_eq!(state.apply(join()), Outcome::Joined { server: ServerId(4) }, "never reused");
+    let (first, dead) = registered(state.apply(mount(9)));
+    assert_eq!(state.server_of_lc(first), Some(ServerId(3)));
+    let (again, lcc) = registered(state.apply(mount(9)));
+    assert_eq!(state.server_of_lc(again), Some(ServerId(3)), "a repeat keeps the number");
+    assert!(!state.is_valid_lcc(dead) && state.facts().is_pending(dead));
+    let (other, _) = registered(state.apply(mount(10)));
+    assert_eq!(state.server_of_lc(other), Some(ServerId(4)));
+    let range = lease(&mut state, lcc, 1);
 
+    // Its lease ran out: it is gone, and what it left is to be swept.
+    let version = state.map().version;
+    assert_eq!(state.apply(Command::Invalidate { lc: again }), Outcome::Done);
+    assert!(version < state.map().version);
+    assert!(!state.map().servers.contains_key(&ServerId(3)));
+    assert_eq!(state.range_owner(range), None);
+    assert!(state.facts().is_pending(lcc));
+    // One that ends by itself leaves nothing.
+    assert_eq!(state.apply(Command::UnregisterLc { lc: other }), Outcome::Done);
+    assert!(!state.map().servers.contains_key(&ServerId(4)));
+    assert_eq!(state.fact_counts().pending, 2, "of the one that was cut off, and its first start");
+
+    let (late, _) = registered(state.apply(mount(9)));
+    assert_eq!(state.server_of_lc(late), Some(ServerId(5)), "numbers are never used again");
+    // A server with disks stays.
+    let (lc, _) = register(&mut state, 1);
+    assert_eq!(state.apply(Command::Invalidate { lc }), Outcome::Done);
+    assert!(state.map().servers.contains_key(&ServerId(1)));
+}
+
+#[test]
+fn the_first_root_stays() {
+    let mut state = state();
     let FactKind::Suspect { layout, .. } = suspect_of(8, 1) else { unreachable!() };
     let other = GroupLayout { devices: vec![DeviceId(9)], ..layout.clone() };
     let first = Command::SetRoot { layout: Box::new(layout.clone()) };

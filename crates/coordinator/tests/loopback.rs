@@ -116,6 +116,7 @@ fn first_map(members: &[(ServerId, SocketAddr)]) -> ClusterMap {
             coordinator_address: *at,
             main_address: *at,
             state: ServerState::InUse,
+            is_mount: false,
             lc: None,
             lccs: Vec::new(),
         };

@@ -30,7 +30,7 @@ use crate::memory;
 use crate::{Address, Connection, Env, Folder, Listener, Moment, WallTime, World};
 use disk::MachineFolder;
 use pool::Pool;
-pub use socket::{Accepted, RawListener, connection_from_fd, listen_raw};
+pub use socket::{Accepted, RawListener, address_towards, connection_from_fd, listen_raw};
 
 /// Listening sockets that the parent bound, by the address they were bound for.
 pub type Inherited = BTreeMap<Address, OwnedFd>;

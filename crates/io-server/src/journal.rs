@@ -3,11 +3,14 @@
 //! One sequential file at a time. `append` writes a record with one vectored write; from then on it
 //! survives the process. A sync, elsewhere, makes it survive the machine.
 //! ```text
-//! 000017.log   | segment head | picture | kept records, repeated | records as they come ...
+//! 000017.log   | segment head | picture | kept records, repeated | records as they come | zeros
 //! ```
+//! Where syncs are asked for, zeros are written ahead of the records: a record over bytes that are
+//! there needs its own blocks synced and nothing of the file system's, which costs far less.
 //! # Invariants
 //! J1 Positions grow; each start begins above every position that an earlier one can have given.
-//! J2 A failed append leaves the journal's end where it was; the next record overwrites its rests.
+//! J2 Behind the last record are zeros only, or the rests of one record that was not promised.
+//! J3 A failed append leaves the journal's end where it was; the next record overwrites its rests.
 //! # Failure
 //! What a reader finds is told record by record ([`Found`]); `recovery.rs` judges it.
 //! # Source
@@ -43,6 +46,8 @@ pub struct Journal {
     /// Its file.
     pub file: File,
     end: u64,
+    /// Bytes that the file has, the zeros ahead included.
+    filled: u64,
     salt: u64,
     next: u64,
     /// Position of the newest record that says something: not a `Synced`.
@@ -92,6 +97,7 @@ impl Journal {
             segment,
             file,
             end: SEGMENT_HEAD_SIZE,
+            filled: SEGMENT_HEAD_SIZE,
             salt,
             next: first,
             needed: synced,
@@ -136,7 +142,7 @@ impl Journal {
 
     /// Writes one record; the images are whole blocks, in any number of pieces.
     ///
-    /// Errors: of the file; nothing counts as written then (J2).
+    /// Errors: of the file; nothing counts as written then (J3).
     pub fn append(
         &mut self,
         kind: Kind,
@@ -174,7 +180,20 @@ impl Journal {
         }
         self.next += 1;
         self.end = images_at + image_bytes as u64;
+        self.filled = self.filled.max(self.end);
         Ok(Appended { position, images_at })
+    }
+
+    /// Writes zeros ahead of the records, where few are left; for before a sync.
+    pub fn fill_ahead(&mut self) {
+        if self.filled - self.end < FILL_BELOW {
+            let zeros = [0; 1 << 16];
+            let pieces = [&zeros[..]; FILL / (1 << 16)];
+            // A full disk: it goes on without.
+            if self.file.write_at(&pieces, self.filled).is_ok() {
+                self.filled += FILL as u64;
+            }
+        }
     }
 
     /// Position of the newest record.
@@ -290,6 +309,10 @@ impl SegmentReader {
             self.at = record.images_at + u64::from(record.image_count) * BLOCK_SIZE as u64;
             return Ok(Found::Record(record));
         }
+        if self.is_zero_behind()? {
+            self.at = self.length;
+            return Ok(Found::End);
+        }
         // Where a head is lost, so is the way to the next one: it is found by its magic and salt.
         self.at = self.find_record(self.at + 8)?.unwrap_or(self.length);
         Ok(Found::Gap)
@@ -322,6 +345,23 @@ impl SegmentReader {
         Ok(Some(FoundRecord { kind, position, synced, body, images_at, image_count }))
     }
 
+    /// Whether nothing was written from here on.
+    fn is_zero_behind(&self) -> io::Result<bool> {
+        let mut window = vec![0; 1 << 16];
+        let mut at = self.at;
+        while at < self.length {
+            let count = self.file.read_at(&mut window, at)?;
+            if window[..count].iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            if count == 0 {
+                break;
+            }
+            at += count as u64;
+        }
+        Ok(true)
+    }
+
     fn find_record(&self, from: u64) -> io::Result<Option<u64>> {
         let mut window = vec![0; 1 << 16];
         let mut at = from;
@@ -341,6 +381,12 @@ impl SegmentReader {
         Ok(None)
     }
 }
+
+/// Zeros that are written ahead at a time, in bytes.
+const FILL: usize = 1 << 20;
+
+/// So few are few: less than two small records.
+const FILL_BELOW: u64 = 16 << 10;
 
 fn padded(length: usize) -> usize {
     length.next_multiple_of(8)

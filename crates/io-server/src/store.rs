@@ -377,6 +377,7 @@ impl Store {
     /// State for `Status`.
     pub fn status(&self) -> IoStatus {
         IoStatus {
+            disk: self.identity.disk,
             incarnation: self.incarnation,
             bytes_total: self.bytes_total,
             bytes_free: self.bytes_usable(),

@@ -95,6 +95,7 @@ impl Syncer {
             }
             let mut segments = std::mem::take(&mut store.unsynced_segments);
             let unsynced = std::mem::take(&mut store.files.unsynced);
+            store.journal.fill_ahead();
             segments.push(store.journal.file.clone());
             let tickets = store.direct.open();
             (store.folder.clone(), store.last_position(), segments, unsynced, tickets)

@@ -98,7 +98,7 @@ fn check_portion(folder: &Path, bytes: &[u8]) {
     assert_eq!(PortionIndex(1).zero_based(), 0);
 }
 
-// Heads follow each other to the end of the file; after a checkpoint only a picture is there.
+// Heads follow each other, then zeros to the end of the file; after a checkpoint only a picture is there.
 fn check_journal(folder: &Path) {
     let names: Vec<_> = std::fs::read_dir(folder.join("journal")).unwrap().collect();
     assert_eq!(names.len(), 1);
@@ -106,7 +106,7 @@ fn check_journal(folder: &Path) {
     assert_eq!(&file[..8], b"BRAIDJNL");
     assert_eq!(crc(&file[..124]), u32_at(&file, 124));
     let (mut at, mut position, mut kinds) = (128, u64_at(&file, 56), Vec::new());
-    while at < file.len() {
+    while file[at..].iter().any(|byte| *byte != 0) {
         let (body, images) = (u32_at(&file, at + 12) as usize, u32_at(&file, at + 16) as usize);
         assert_eq!(&file[at..at + 4], b"BRJR");
         assert_eq!(u32_at(&file, at + 4), crc(&file[at + 8..at + 48 + body]));
@@ -115,5 +115,6 @@ fn check_journal(folder: &Path) {
         position += 1;
         at += 48 + body.next_multiple_of(8) + images * 4096;
     }
-    assert_eq!((at, kinds), (file.len(), vec![1, 3, 10]));
+    assert!(at <= file.len());
+    assert_eq!(kinds, vec![1, 3, 10]);
 }

@@ -39,6 +39,7 @@ impl FakeCoordinator {
             coordinator_address: address,
             main_address: address,
             state: Default::default(),
+            is_mount: false,
             lc: None,
             lccs: self.lccs.borrow().clone(),
         };

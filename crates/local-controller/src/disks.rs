@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -52,11 +53,11 @@ pub struct Disks {
     env: Env,
     cluster: ClusterId,
     server: ServerId,
-    /// Unix sockets of this server's own I/O servers.
+    /// Unix sockets of I/O servers of this machine, which cost less than TCP.
     sockets: BTreeMap<DiskId, PathBuf>,
     peer: Cell<Peer>,
     links: RefCell<BTreeMap<DiskId, Rc<DiskLink>>>,
-    addresses: RefCell<BTreeMap<DiskId, Address>>,
+    addresses: RefCell<BTreeMap<DiskId, SocketAddr>>,
     /// Syncs asked of I/O servers.
     pub syncs: Cell<u64>,
 }
@@ -88,11 +89,7 @@ impl Disks {
 
     /// Takes addresses from a map.
     pub fn learn(&self, map: &ClusterMap) {
-        let addresses = map.disks.values().map(|disk| {
-            let own = self.sockets.get(&disk.id).filter(|_| disk.server == self.server);
-            let tcp = || Address::Tcp(disk.address);
-            (disk.id, own.map_or_else(tcp, |path| Address::Unix(path.clone())))
-        });
+        let addresses = map.disks.values().map(|disk| (disk.id, disk.address));
         *self.addresses.borrow_mut() = addresses.collect();
     }
 
@@ -131,8 +128,17 @@ impl Disks {
         if let Some(up) = link.up() {
             return Some(up);
         }
-        let address = self.addresses.borrow().get(&disk).cloned()?;
-        let up = timeout(CONNECT_WAIT, self.try_connect(address)).await.ok()??;
+        let address = self.addresses.borrow().get(&disk).copied()?;
+        let near = self.sockets.get(&disk).cloned().map(Address::Unix);
+        let connecting = async {
+            if let Some(near) = near
+                && let Some(up) = self.try_connect(disk, near).await
+            {
+                return Some(up);
+            }
+            self.try_connect(disk, Address::Tcp(address)).await
+        };
+        let up = timeout(CONNECT_WAIT, connecting).await.ok()??;
         if link.seen.get() == Incarnation(0) {
             link.seen.set(up.incarnation);
         }
@@ -159,7 +165,7 @@ impl Disks {
         futures_util::future::join_all(looks).await.into_iter().flatten().collect()
     }
 
-    async fn try_connect(&self, address: Address) -> Option<DiskUp> {
+    async fn try_connect(&self, disk: DiskId, address: Address) -> Option<DiskUp> {
         let hello = Hello::new(self.cluster, Role::Io, 0, self.peer.get());
         let options = ClientOptions {
             ping_after: PING_AFTER,
@@ -170,7 +176,9 @@ impl Disks {
         let (reply, _) =
             client.call(&IoRequest::Status, Payload::empty(), CONNECT_WAIT).await.ok()?;
         match reply {
-            Ok(IoReply::Status(status)) if status.incarnation != Incarnation(0) => {
+            Ok(IoReply::Status(status))
+                if status.incarnation != Incarnation(0) && status.disk == disk =>
+            {
                 Some(DiskUp { client, incarnation: status.incarnation })
             }
             _ => None,

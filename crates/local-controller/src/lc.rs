@@ -43,15 +43,15 @@ use crate::worker::{Holdings, Mail, Worker, WorkerParts};
 /// What an LC is told at its start.
 #[derive(Clone)]
 pub struct LcConfig {
-    /// The server that it belongs to.
-    pub server: ServerId,
+    /// As what it registers.
+    pub registrant: Registrant,
     /// The cluster.
     pub cluster: ClusterId,
     /// Where it listens.
     pub listen: Vec<Address>,
     /// Coordinators to begin with.
     pub coordinators: Vec<SocketAddr>,
-    /// Unix sockets of this server's I/O servers.
+    /// Unix sockets of I/O servers of this machine.
     pub io_sockets: BTreeMap<DiskId, PathBuf>,
     /// How many LCCs it hosts, 1 at least.
     pub lccs: u8,
@@ -61,6 +61,19 @@ pub struct LcConfig {
     pub groups_kept: usize,
     /// Told to end cleanly.
     pub shutdown: Rc<Notify>,
+}
+
+/// As what an LC registers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Registrant {
+    /// The LC of a server that the map knows.
+    Server(ServerId),
+    /// A mount: a server without disks, which gets a number of its own. Others reach it at the first
+    /// address at which it listens.
+    Mount {
+        /// For people.
+        name: String,
+    },
 }
 
 /// Where the LCCs of an LC run.
@@ -101,6 +114,8 @@ pub async fn run(env: Env, config: LcConfig) -> LcEnd {
 /// An LC that has registered and works.
 pub struct Started {
     controller: Rc<Lc>,
+    server: ServerId,
+    addresses: Vec<Address>,
     /// Those in this thread.
     workers: Vec<Worker>,
     lccs: Vec<Rc<Lcc>>,
@@ -125,7 +140,7 @@ impl Started {
     ///
     /// Errors: `CannotListen`.
     pub async fn start(env: Env, config: &LcConfig) -> Result<Self, LcEnd> {
-        let mut listeners = Vec::new();
+        let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
         for address in &config.listen {
             let listening = match &config.threads {
                 Threads::One => env.listen(address.clone()).await.map(Listening::Here),
@@ -135,15 +150,23 @@ impl Started {
                 }
             };
             match listening {
-                Ok(listener) => listeners.push(listener),
+                Ok(listener) => {
+                    addresses.push(listener.address().clone());
+                    listeners.push(listener);
+                }
                 Err(error) => {
                     tracing::error!(%address, %error, "the LC cannot listen");
                     return Err(LcEnd::CannotListen);
                 }
             }
         }
+        let request = registration(config, &addresses).ok_or(LcEnd::CannotListen)?;
         let coordinators = coordinator_client(&env, config);
-        let (lc, incarnations, map) = register(&coordinators, config).await;
+        let registered = register(&coordinators, &request).await;
+        let (lc, incarnations, map) = registered.ok_or(LcEnd::CannotListen)?;
+        let server = map.servers.values().find(|server| server.lc == Some(lc));
+        // Somebody else has registered in its place already.
+        let server = server.ok_or(LcEnd::Invalid)?.id;
         coordinators.learn(&map);
         let map = Arc::new(map);
         let (tell_invalid, invalid) = mpsc::unbounded_channel();
@@ -154,7 +177,7 @@ impl Started {
             mails.push(mail);
             let parts = WorkerParts {
                 cluster: config.cluster,
-                id: LccId { server: config.server, index },
+                id: LccId { server, index },
                 incarnation,
                 io_sockets: config.io_sockets.clone(),
                 map: map.clone(),
@@ -197,13 +220,32 @@ impl Started {
             });
         }
         let lccs = workers.iter().map(|worker| worker.lcc.clone()).collect();
-        Ok(Self { controller, workers, lccs, invalid, tasks })
+        Ok(Self { controller, server, addresses, workers, lccs, invalid, tasks })
     }
 
     /// Its LCCs that run in this thread, by index.
     #[must_use]
     pub fn lccs(&self) -> &[Rc<Lcc>] {
         &self.lccs
+    }
+
+    /// The server that it is the LC of.
+    #[must_use]
+    pub fn server(&self) -> ServerId {
+        self.server
+    }
+
+    /// Where it listens: the real ports where 0 was asked.
+    #[must_use]
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// The file controllers of its LCCs that run in this thread, by index: clients of this process
+    /// call them directly.
+    #[must_use]
+    pub fn files(&self) -> Vec<Rc<Files>> {
+        self.workers.iter().map(|worker| worker.files.clone()).collect()
     }
 
     /// Waits until it is told to end, or must.
@@ -217,6 +259,15 @@ impl Started {
     }
 }
 
+impl Listening {
+    fn address(&self) -> &Address {
+        match self {
+            Self::Here(listener) => &listener.address,
+            Self::ForThreads(listener) => &listener.address,
+        }
+    }
+}
+
 /// Serves a listener in this thread: each connection goes to the LCC that its hello names.
 async fn serve(all: Vec<Rc<Files>>, mut listener: braid_env::Listener) {
     while let Some(connection) = listener.accept().await {
@@ -226,7 +277,12 @@ async fn serve(all: Vec<Rc<Files>>, mut listener: braid_env::Listener) {
 }
 
 fn coordinator_client(env: &Env, config: &LcConfig) -> CoordinatorClient {
-    let peer = Peer::Server { server: config.server, incarnation: Incarnation(0), stream: 0 };
+    let peer = match config.registrant {
+        Registrant::Server(server) => {
+            Peer::Server { server, incarnation: Incarnation(0), stream: 0 }
+        }
+        Registrant::Mount { .. } => Peer::Unknown,
+    };
     CoordinatorClient::new(env.clone(), config.cluster, peer, config.coordinators.clone())
 }
 
@@ -252,16 +308,36 @@ impl Drop for Ended {
     }
 }
 
+/// None for a mount that others cannot reach.
+fn registration(config: &LcConfig, addresses: &[Address]) -> Option<CoordinatorRequest> {
+    let lccs = config.lccs.max(1);
+    match &config.registrant {
+        Registrant::Server(server) => {
+            Some(CoordinatorRequest::RegisterLc { server: *server, lccs })
+        }
+        Registrant::Mount { name } => {
+            let lc_address = addresses.iter().find_map(|address| match address {
+                Address::Tcp(address) => Some(*address),
+                Address::Unix(_) => None,
+            })?;
+            Some(CoordinatorRequest::RegisterMount { name: name.clone(), lc_address, lccs })
+        }
+    }
+}
+
+/// None where it is refused for good.
 async fn register(
     coordinators: &CoordinatorClient,
-    config: &LcConfig,
-) -> (Incarnation, Vec<Incarnation>, ClusterMap) {
-    let request =
-        CoordinatorRequest::RegisterLc { server: config.server, lccs: config.lccs.max(1) };
+    request: &CoordinatorRequest,
+) -> Option<(Incarnation, Vec<Incarnation>, ClusterMap)> {
     loop {
-        match coordinators.call(&request, CALL_WAIT).await {
+        match coordinators.call(request, CALL_WAIT).await {
             Ok(CoordinatorReply::Registered { incarnation, lccs, map }) => {
-                return (incarnation, lccs, *map);
+                return Some((incarnation, lccs, *map));
+            }
+            Err(CoordinatorError::Refused(CoordinatorRefusal::BadRequest { reason })) => {
+                tracing::warn!(%reason, "not registered");
+                return None;
             }
             answer => tracing::debug!(?answer, "not registered yet"),
         }

@@ -750,6 +750,27 @@ impl Lcc {
         }
     }
 
+    /// The group, if it is open here.
+    pub(crate) fn open_group(&self, device: DeviceId) -> Option<Rc<Group>> {
+        match self.groups.borrow().get(&device) {
+            Some(Entry::Open(group)) if group.is_alive() => Some(group.clone()),
+            _ => None,
+        }
+    }
+
+    /// Gives a group up of which everything is decided, stable and told. `false` where the global
+    /// controller did not hear of it: it is asked for anew by whoever wants it here. Source: O-6.
+    pub(crate) async fn give_up(&self, group: &Rc<Group>) -> bool {
+        let (device, lcc) = (group.layout.group(), self.incarnation);
+        let request = match self.own_range(device) {
+            Some(_) => CoordinatorRequest::GiveUpNumbers { lcc, groups: vec![device] },
+            None => CoordinatorRequest::Release { lcc, groups: vec![(device, group.grant)] },
+        };
+        // Whoever still holds it must not use it.
+        group.kill(Dead::GivenUp);
+        self.ask(&request, Instant::now() + ACQUIRE_WAIT).await.is_ok()
+    }
+
     /// Records a fact; returns when it is committed, however often it must be asked. Source: F-2.
     pub(crate) async fn record_fact(
         &self,

@@ -161,7 +161,8 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
                 spawn_local(async move { reply.send(list_unfinished(&lcc, dead).await) });
             }
             Mail::Settle { layouts, reply } => {
-                spawn_local(async move { reply.send(settle_all(&lcc, layouts).await) });
+                let files = files.clone();
+                spawn_local(async move { reply.send(settle_all(&files, layouts).await) });
             }
             Mail::Socket(socket) => match machine::connection_from_fd(socket) {
                 Ok(connection) => {
@@ -170,8 +171,12 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
                 Err(error) => tracing::debug!(%error, "a socket is of no use"),
             },
             Mail::End { reply } => {
-                lcc.set_ending();
-                spawn_local(async move { reply.send(finish_all(&lcc).await) });
+                let files = files.clone();
+                spawn_local(async move {
+                    files.hand_over_removals().await;
+                    lcc.set_ending();
+                    reply.send(finish_all(&lcc).await)
+                });
             }
             Mail::Invalid => lcc.invalidate(),
         }
@@ -270,18 +275,22 @@ async fn list_unfinished(lcc: &Rc<Lcc>, dead: Incarnation) -> (bool, Vec<GroupLa
     (complete, layouts.into_values().collect())
 }
 
-async fn settle_all(lcc: &Rc<Lcc>, layouts: Vec<GroupLayout>) -> bool {
-    let settlings = layouts.iter().map(|layout| settle(lcc, layout));
+async fn settle_all(files: &Rc<Files>, layouts: Vec<GroupLayout>) -> bool {
+    let settlings = layouts.iter().map(|layout| settle(files, layout));
     let settlings = futures_util::stream::iter(settlings).buffer_unordered(AT_ONCE);
     let settled = settlings.fold(true, |all, one| async move { all & one }).await;
-    lcc.send_marks().await;
+    files.lcc().send_marks().await;
     settled
 }
 
 /// Opens a group, which settles it, and brings that to the media; `false`: later again.
-async fn settle(lcc: &Rc<Lcc>, layout: &GroupLayout) -> bool {
-    match lcc.group(layout).await {
-        Ok(group) => group.sync().await.is_ok(),
+async fn settle(files: &Rc<Files>, layout: &GroupLayout) -> bool {
+    match files.lcc().group(layout).await {
+        Ok(group) => {
+            let is_stable = group.sync().await.is_ok();
+            files.look_after(layout).await;
+            is_stable
+        }
         // A live owner has opened it already, or it was removed.
         Err(OwnError::NotOwner(Some(_)) | OwnError::Unknown) => true,
         Err(error) => {

@@ -13,6 +13,7 @@
 //! Ports of a server: +0 LC, +1 coordinator, +2 main controller, +3 and up its I/O servers, +10 and
 //! up front services.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -84,6 +85,20 @@ impl ServerFile {
     /// Addresses of all members of the consensus group.
     pub fn coordinators(&self) -> Vec<SocketAddr> {
         self.member.iter().map(|member| member.address).collect()
+    }
+
+    /// The Unix sockets of all I/O servers of that cluster whose servers have their folders here.
+    pub fn io_sockets(folder: &Path, cluster: ClusterId) -> BTreeMap<DiskId, PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut sockets = BTreeMap::new();
+        for server in entries.map(|entry| entry.path()) {
+            let Ok(file) = Self::read(&server) else { continue };
+            if file.cluster_id() == Ok(cluster) {
+                let own = file.disk.iter();
+                sockets.extend(own.map(|d| (DiskId(d.id), Self::io_socket(&server, d.id))));
+            }
+        }
+        sockets
     }
 
     /// The Unix socket of a disk's I/O server.
@@ -158,6 +173,7 @@ pub fn new_cluster(
                 coordinator_address: file.coordinator,
                 main_address: file.main,
                 state: ServerState::InUse,
+                is_mount: false,
                 lc: None,
                 lccs: Vec::new(),
             },

@@ -1,7 +1,6 @@
 //! A child process of a server: one role with its heartbeat.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
@@ -10,7 +9,7 @@ use std::time::Duration;
 use braid_coordinator::CoordinatorConfig;
 use braid_env::{Address, Env, machine};
 use braid_io_server::{IoConfig, Limits};
-use braid_local_controller::lc::{LcConfig, LcEnd, Threads};
+use braid_local_controller::lc::{LcConfig, LcEnd, Registrant, Threads};
 use braid_terms::{ClusterMap, DiskId, ServerId};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -134,14 +133,11 @@ async fn io(env: Env, folder: &Path, file: &ServerFile, disk: u32) -> Result<(),
 }
 
 async fn lc(env: Env, folder: &Path, file: &ServerFile, threads: Threads) -> Result<(), String> {
-    let sockets = file
-        .disk
-        .iter()
-        .map(|disk| (DiskId(disk.id), ServerFile::io_socket(folder, disk.id)))
-        .collect::<BTreeMap<_, _>>();
+    let here = folder.parent().unwrap_or(folder);
+    let sockets = ServerFile::io_sockets(here, file.cluster_id()?);
     let shutdown = Rc::new(Notify::new());
     let config = LcConfig {
-        server: ServerId(file.id),
+        registrant: Registrant::Server(ServerId(file.id)),
         cluster: file.cluster_id()?,
         listen: vec![Address::Tcp(file.lc)],
         coordinators: file.coordinators(),

@@ -292,3 +292,119 @@ fn what_was_answered_from_memory_is_there_or_told() {
         file.sync_all().expect("it is on the disks");
     }
 }
+
+/// A mount whose process the test has.
+struct OwnMount {
+    mount: Mount,
+    process: Child,
+}
+
+impl OwnMount {
+    fn start(cluster: &Cluster, name: &str) -> Self {
+        let directory = cluster.path(name);
+        fs::create_dir_all(&directory).expect("a folder can be made");
+        let place = directory.to_str().expect("a folder of the test");
+        let outside = fs::metadata(&directory).expect("it is there").dev();
+        let mut command = cluster.command(&["mount", "--foreground", place]);
+        let process = command.stderr(Stdio::null()).spawn().expect("it starts");
+        let mount = Mount { directory };
+        let mut looks = 0..600;
+        while fs::metadata(&mount.directory).is_ok_and(|found| found.dev() == outside) {
+            assert!(looks.next().is_some(), "it is not mounted");
+            let _ = Command::new("sleep").arg("0.05").status();
+        }
+        Self { mount, process }
+    }
+
+    fn pid(&self) -> i32 {
+        i32::try_from(self.process.id()).expect("a process number")
+    }
+}
+
+impl Drop for OwnMount {
+    fn drop(&mut self) {
+        let pid = self.pid();
+        kill(pid, "CONT");
+        let _ = Command::new("umount").arg("-l").arg(&self.mount.directory).status();
+        let _ = self.process.wait();
+    }
+}
+
+/// Which server owns the directory of a path, as `where` tells.
+fn owner_of(cluster: &Cluster, path: &str) -> u64 {
+    let text = cluster.ok(&["where", path]);
+    let line = text.lines().find_map(|line| line.strip_prefix("owner: server "));
+    let number = line.and_then(|rest| rest.split(' ').next());
+    number.and_then(|number| number.parse().ok()).expect("somebody owns it")
+}
+
+#[test] // Proves: O-6, O-4.
+fn a_mount_owns_what_it_makes_and_others_go_on_without_it() {
+    let cluster = Cluster::started(3);
+    if Mount::start(&cluster, "trial", &[]).is_none() {
+        return;
+    }
+    let survivor = Mount::start(&cluster, "survivor", &["-o", "ttl=0"]).expect("it mounts");
+    let dying = OwnMount::start(&cluster, "dying");
+    let sleeping = OwnMount::start(&cluster, "sleeping");
+    for (mount, name) in [(&dying, "of-the-dying"), (&sleeping, "of-the-sleeping")] {
+        let folder = mount.mount.path(name);
+        fs::create_dir(&folder).expect("it is made");
+        fs::write(folder.join("file"), pattern(300_000)).expect("it is written");
+        let file = File::open(folder.join("file")).expect("it opens");
+        file.sync_all().expect("it is stable");
+        assert!(3 < owner_of(&cluster, &format!("/{name}")), "a server owns what a mount made");
+    }
+    cluster.wait_status("three mounts", |status| {
+        status["health"] == "ok" && status["mounts"].as_array().is_some_and(|all| all.len() == 3)
+    });
+
+    kill(dying.pid(), "KILL");
+    let begun = tokio::time::Instant::now();
+    let read = fs::read(survivor.path("of-the-dying/file")).expect("it is read");
+    assert!(read == pattern(300_000), "a closed file is whole");
+    fs::write(survivor.path("of-the-dying/more"), b"more").expect("it is written");
+    println!("after the kill of its owner: {:?}", begun.elapsed());
+
+    kill(sleeping.pid(), "STOP");
+    let begun = tokio::time::Instant::now();
+    fs::write(survivor.path("of-the-sleeping/file"), b"new").expect("it is written");
+    println!("while its owner stands still: {:?}", begun.elapsed());
+    kill(sleeping.pid(), "CONT");
+    let read = fs::read(sleeping.mount.path("of-the-sleeping/file")).expect("it is read");
+    assert_eq!(read, b"new", "a mount that wakes shows what was before");
+    fs::write(sleeping.mount.path("of-the-sleeping/more"), b"more").expect("it is written");
+    assert_eq!(fs::read(survivor.path("of-the-sleeping/more")).expect("it is read"), b"more");
+    cluster.wait_status("nothing is left of the dead one", |status| {
+        status["health"] == "ok" && status["mounts"].as_array().is_some_and(|all| all.len() == 2)
+    });
+}
+
+/// A file system that only one mount uses is owned by it, also its root, and all of it goes back to
+/// servers when the mount ends.
+#[test] // Proves: O-6.
+fn what_one_mount_uses_moves_to_it() {
+    let cluster = Cluster::started(3);
+    cluster.ok(&["mkdir", "/before"]);
+    let Some(mount) = Mount::start(&cluster, "mnt", &["-o", "ttl=0"]) else { return };
+    let mounts = cluster.json(&["status", "--json"])["mounts"].clone();
+    let id = mounts[0]["id"].as_u64().expect("a number");
+    let mut looks = 0..600;
+    // `where` asks, too; the mount must be seen to be alone in between.
+    loop {
+        for _ in 0..40 {
+            fs::write(mount.path("before/file"), b"x").expect("it is written");
+            let _ = Command::new("sleep").arg("0.1").status();
+        }
+        if owner_of(&cluster, "/before") == id && owner_of(&cluster, "/") == id {
+            break;
+        }
+        assert!(looks.next().is_some(), "they do not move");
+    }
+    drop(mount);
+    cluster.wait_status("the mount is gone", |status| {
+        status["health"] == "ok" && status["mounts"].as_array().is_some_and(Vec::is_empty)
+    });
+    assert_eq!(cluster.ok(&["cat", "/before/file"]), "x");
+    assert!(owner_of(&cluster, "/before") <= 3);
+}

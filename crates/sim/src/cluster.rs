@@ -9,12 +9,12 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use braid_client::{Client, ClusterFile, ServerEntry};
+use braid_client::{Client, ClusterFile, HostOptions, Hosted, ServerEntry};
 use braid_coordinator::CoordinatorConfig;
 use braid_env::simulated::{SimDisk, SimProcess, Simulation};
 use braid_env::{Address, Env};
 use braid_io_server::{DiskIdentity, IoConfig, Limits, format_disk};
-use braid_local_controller::lc::{LcConfig, Threads};
+use braid_local_controller::lc::{LcConfig, Registrant, Threads};
 use braid_terms::{
     ClusterId, ClusterMap, DiskId, DiskInfo, DiskState, FactKind, FactNumber, RaidScheme, ServerId,
     ServerInfo, ServerState,
@@ -82,6 +82,7 @@ impl Cluster {
                 coordinator_address: address(id, 1),
                 main_address: address(id, 2),
                 state: ServerState::InUse,
+                is_mount: false,
                 lc: None,
                 lccs: Vec::new(),
             };
@@ -199,6 +200,21 @@ impl Cluster {
         Client::connect(env, &file).await
     }
 
+    /// Gives a client an LCC of its own, as a mount has: its machine is a server without disks.
+    pub async fn host(&self, client: &Client, number: u32) -> Hosted {
+        let listen = match self.simulation.machine(CLIENTS + number).address(PORTS[0]) {
+            Address::Tcp(address) => address,
+            Address::Unix(_) => unreachable!("machines have TCP addresses"),
+        };
+        let options = HostOptions {
+            name: format!("mount-{number}"),
+            listen,
+            io_sockets: BTreeMap::new(),
+            groups_kept: 50,
+        };
+        client.host(options).await
+    }
+
     /// Open facts: suspect portions, and pending ones of ended controllers; `None` where no global
     /// controller answers.
     pub async fn open_facts(&self) -> Option<(usize, u64)> {
@@ -298,7 +314,7 @@ impl Launcher {
                 let address = info.lc_address;
                 self.simulation.spawn_process(&machine, "lc", move |env: Env| async move {
                     let config = LcConfig {
-                        server: ServerId(server),
+                        registrant: Registrant::Server(ServerId(server)),
                         cluster: CLUSTER,
                         listen: vec![Address::Tcp(address)],
                         coordinators: coordinators.clone(),

@@ -111,10 +111,13 @@ impl World {
     async fn network_fault(&self, settings: Settings) {
         let server = self.any_server(settings);
         let role = [Role::Coordinator, Role::Io, Role::Lc][self.random(3) as usize];
-        match self.random(14) {
+        let client = CLIENTS + self.random(u64::from(settings.clients)) as u32;
+        match self.random(16) {
             0..=2 => self.kill(server, role).await,
             3 | 4 => self.pause(server, role).await,
             5 | 6 => self.cut_off(settings, server).await,
+            14 => self.pause_client(client - CLIENTS).await,
+            15 => self.cut_off(settings, client).await,
             7 => self.delay(settings, server).await,
             8 => self.slow_disk(server).await,
             9 => self.full_disk(server).await,
@@ -211,7 +214,7 @@ impl World {
             2 => "partition, both ways",
             _ => "partition, some links",
         });
-        self.tell(|| format!("server {server} cut off, way {way}"));
+        self.tell(|| format!("machine {server} cut off, way {way}"));
         let others: Vec<u32> = (1..=settings.servers)
             .chain(CLIENTS..CLIENTS + settings.clients)
             .filter(|other| *other != server)
@@ -229,7 +232,7 @@ impl World {
             self.simulation.heal(server, *other);
             self.simulation.heal(*other, server);
         }
-        self.tell(|| format!("server {server} no longer cut off"));
+        self.tell(|| format!("machine {server} no longer cut off"));
     }
 
     async fn delay(&self, settings: Settings, server: u32) {
@@ -303,6 +306,17 @@ impl World {
         self.tell(|| format!("clock of server {server} drifts by {drift} ppb"));
         self.simulation.machine(server).set_drift(drift);
         self.simulation.machine(server).jump_wall_time(self.random(200) as i64 - 100);
+    }
+
+    /// A client machine that sleeps, with what its LCC owns.
+    async fn pause_client(&self, number: u32) {
+        let Some(client) = self.clients.borrow().get(&number).cloned() else { return };
+        self.reach("client paused");
+        self.tell(|| format!("client {number} paused"));
+        client.pause();
+        sleep(self.span(6000)).await;
+        self.tell(|| format!("client {number} goes on"));
+        client.resume();
     }
 
     async fn kill_client(&self, settings: Settings) {

@@ -61,10 +61,18 @@ impl World {
                 Err(_) => sleep(Duration::from_millis(100)).await,
             }
         };
+        // Every other client is a mount.
+        let hosted = match number % 2 {
+            0 => Some(self.cluster.host(&client, number).await),
+            _ => None,
+        };
         while !self.stop.get() {
             self.operation(&client, number).await;
             self.operations.set(self.operations.get() + 1);
             sleep(Duration::from_millis(self.random(30))).await;
+        }
+        if let Some(hosted) = hosted {
+            self.reach(if hosted.end().await { "mount ended" } else { "mount did not end well" });
         }
     }
 

@@ -34,6 +34,7 @@ pub const ALL: &[Planted] = &[
     planted("O-3/grant-before-all-told", "a new global controller grants at once"),
     planted("O-4/answer-without-a-lease", "an owner answers when its lease is over"),
     planted("O-5/no-fence", "a portion takes requests below its grant"),
+    planted("O-6/give-up-undecided", "an owner gives up a group with undecided writes"),
     planted("O-8/clean-while-a-sweep-is-due", "a grant is clean though a dead owner was not swept"),
     planted(
         "O-8/untouched-slots-are-believed",

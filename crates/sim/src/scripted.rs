@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_client::Client as BraidClient;
-use braid_env::simulated::{self, FrameSeen, Passage, Simulation};
+use braid_env::simulated::{self, FrameSeen, Passage, SimProcess, Simulation};
 use braid_env::{Address, Payload};
 use braid_terms::{
     AckMode, BLOCK_SIZE, ClusterMap, DeviceId, DiskId, GroupLayout, Incarnation, LayoutGeneration,
@@ -46,6 +46,8 @@ pub struct Script {
     rules: Rc<RefCell<Vec<Rule>>>,
     next_rule: Rc<Cell<u32>>,
     next_device: Rc<Cell<u64>>,
+    /// Whose LCC is in the process of the client that asks.
+    of_mount: Option<ServerId>,
 }
 
 /// What one process says to another.
@@ -127,6 +129,7 @@ impl Script {
                 rules: Rc::default(),
                 next_rule: Rc::new(Cell::new(1)),
                 next_device: Rc::new(Cell::new(1 << 40)),
+                of_mount: None,
             };
             script.watch();
             script.until("every server serves", async |script| script.is_whole().await).await;
@@ -138,6 +141,36 @@ impl Script {
     #[must_use]
     pub fn client(&self) -> &BraidClient {
         &self.client
+    }
+
+    /// The same, but what is asked is asked by a client in the process of that server's LCC.
+    #[must_use]
+    pub fn in_process_of(&self, server: u32) -> Self {
+        Self { of_mount: Some(ServerId(server)), ..self.clone() }
+    }
+
+    /// The server that owns a group, as far as the global controller knows.
+    pub async fn known_owner(&self, group: DeviceId) -> Option<u32> {
+        let request = CoordinatorRequest::FindOwner { group };
+        match self.client.coordinators().call(&request, CALL_WAIT).await {
+            Ok(CoordinatorReply::OwnedBy { lcc, .. }) => Some(lcc.server.0),
+            _ => None,
+        }
+    }
+
+    /// A client on a machine of its own that is a mount, in a process; `work` is what it does.
+    pub fn mount<F: Future<Output = ()> + 'static>(
+        &self,
+        number: u32,
+        work: impl FnOnce(BraidClient) -> F + 'static,
+    ) -> SimProcess {
+        let machine = self.simulation.machine(CLIENTS + number);
+        let cluster = self.cluster.clone();
+        self.simulation.spawn_process(&machine, "mount", move |env| async move {
+            let client = cluster.client_in(env).await.expect("the cluster is there");
+            let _hosted = cluster.host(&client, number).await;
+            work(client).await;
+        })
     }
 
     /// Whether every LC answers and knows the map, and no fact is open.
@@ -335,7 +368,7 @@ impl Script {
         wait: Duration,
     ) -> Result<(LccReply, Bytes), Failed> {
         let env = self.simulation.machine(CLIENTS).env();
-        let peer = Peer::Client { random: self.simulation.random() };
+        let peer = Peer::Client { random: self.simulation.random(), server: self.of_mount };
         let hello = Hello::new(self.map.cluster, WireRole::Lcc, 0, peer);
         let to = Address::Tcp(self.map.servers[&ServerId(server)].lc_address);
         let asked = async {

@@ -45,6 +45,8 @@ pub struct ServerInfo {
     pub main_address: SocketAddr,
     /// What an operator asked of it.
     pub state: ServerState,
+    /// A mount of a client machine: it has an LC only, and is in the map as long as that is valid.
+    pub is_mount: bool,
     /// Incarnation of its LC that is valid now.
     pub lc: Option<Incarnation>,
     /// Incarnations of its LCCs that are valid now, by index; none where that LCC is invalidated.

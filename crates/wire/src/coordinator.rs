@@ -55,6 +55,17 @@ pub enum CoordinatorRequest {
         /// How many LCCs it hosts.
         lccs: u8,
     },
+    /// The LC of a mount starts: it becomes a server of its own, with a number of its own, that is in
+    /// the map as long as the LC is valid. Refused where it cannot be reached at its address. Asked again with the same name and address it keeps its
+    /// number. Answer: `Registered`. Source: DESIGN 2.
+    RegisterMount {
+        /// Its name, for people.
+        name: String,
+        /// Where others reach its LC.
+        lc_address: SocketAddr,
+        /// How many LCCs it hosts.
+        lccs: u8,
+    },
     /// One LCC starts anew within its LC: the old incarnation is invalid from then on. Answer:
     /// `Registered`, with the one new LCC incarnation.
     RegisterLcc {
@@ -216,18 +227,6 @@ pub enum MapChange {
         /// To what.
         state: ServerState,
     },
-    /// A server without disks joins with its addresses (a mount), getting a number. Answer: `Joined`.
-    JoinDiskless {
-        /// Its name, for people.
-        name: String,
-        /// Rear address of its LC.
-        lc_address: SocketAddr,
-    },
-    /// A diskless server leaves.
-    LeaveDiskless {
-        /// Which.
-        server: ServerId,
-    },
 }
 
 /// A disk whose I/O server holds a lease.
@@ -252,11 +251,6 @@ pub enum CoordinatorReply {
     Status(Box<CoordinatorStatus>),
     /// To `Map` and changes.
     Map(Box<ClusterMap>),
-    /// To `JoinDiskless`.
-    Joined {
-        /// The new server's number.
-        server: ServerId,
-    },
     /// To `Register*`.
     Registered {
         /// The new incarnation of the LC or I/O server.

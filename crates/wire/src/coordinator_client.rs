@@ -128,6 +128,12 @@ impl CoordinatorClient {
         }
     }
 
+    /// The coordinators that it knows.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.0.state.borrow().addresses.clone()
+    }
+
     /// What each coordinator says of itself, in the order of their addresses; `None` where it does
     /// not answer in time.
     pub async fn statuses(&self, deadline: Duration) -> Vec<Option<CoordinatorStatus>> {

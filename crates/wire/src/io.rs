@@ -21,7 +21,7 @@
 //! Who may be the owner: `coordinator`.
 
 use braid_terms::{
-    DeviceId, GrantNumber, GroupLayout, Incarnation, JournalPosition, LayoutGeneration,
+    DeviceId, DiskId, GrantNumber, GroupLayout, Incarnation, JournalPosition, LayoutGeneration,
     PortionIndex, PortionName, WriteNumber,
 };
 use serde::{Deserialize, Serialize};
@@ -481,6 +481,8 @@ pub struct PortionDescription {
 /// State of an I/O server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct IoStatus {
+    /// Its disk.
+    pub disk: DiskId,
     /// Its incarnation.
     pub incarnation: Incarnation,
     /// Space of its disk in bytes.

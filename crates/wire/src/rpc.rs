@@ -123,6 +123,8 @@ pub enum Peer {
     Client {
         /// What it drew at its start.
         random: u64,
+        /// The server whose LCC is in its own process, where it has one: a mount. Source: O-6.
+        server: Option<ServerId>,
     },
     /// Someone who does not say.
     Unknown,

@@ -59,6 +59,7 @@ pub fn first_map(simulation: &Simulation, count: u32) -> ClusterMap {
             coordinator_address: at,
             main_address: with_port(7402),
             state: ServerState::InUse,
+            is_mount: false,
             lc: None,
             lccs: Vec::new(),
         };

@@ -13,7 +13,7 @@
 //! 20 s when bytes wait for it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -81,6 +81,21 @@ pub(super) fn listen(at: Address, inherited: Option<OwnedFd>) -> io::Result<List
 pub fn listen_raw(at: Address, inherited: &mut Inherited) -> io::Result<RawListener> {
     let socket = inherited.remove(&at);
     RawListener::new(at, socket)
+}
+
+/// The address of this machine from which another one is reached, and which that one can reach if
+/// nothing between them forbids it.
+///
+/// Errors: there is no way to it.
+pub fn address_towards(other: SocketAddr) -> io::Result<IpAddr> {
+    let any = match other {
+        SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
+        SocketAddr::V6(_) => SocketAddr::from(([0; 16], 0)),
+    };
+    let socket = std::net::UdpSocket::bind(any)?;
+    // Nothing is sent: the kernel only chooses the way.
+    socket.connect(other)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// Accepts sockets; dropping it stops listening.

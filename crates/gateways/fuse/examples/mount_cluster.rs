@@ -8,6 +8,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cluster_file = arguments.next().ok_or("which cluster file?")?.into();
     let directory = arguments.next().ok_or("which directory?")?.into();
     let options = arguments.filter(|argument| argument != "-o").collect();
-    mount(&MountOptions { cluster_file, directory, options })?;
+    mount(&MountOptions { cluster_file, directory, options, io_sockets: Default::default() })?;
     Ok(())
 }

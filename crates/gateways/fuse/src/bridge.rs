@@ -100,6 +100,7 @@ impl<S: Store> Serving<S> {
             tracing::error!(%error, "not all written bytes reached the cluster");
         }
         self.vfs.close_all().await;
+        self.vfs.store.end().await;
     }
 }
 

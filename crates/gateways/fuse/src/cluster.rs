@@ -1,9 +1,10 @@
-//! The cluster as the mount's store: the client library.
+//! The cluster as the mount's store: the client library, with an LCC of its own.
 
+use std::cell::RefCell;
 use std::path::Path;
 
-use braid_client::{Client, ClientOptions, ClusterFile, Error};
-use braid_env::{Env, Payload};
+use braid_client::{Client, ClientOptions, ClusterFile, Error, HostOptions, Hosted};
+use braid_env::{Env, Payload, machine};
 use braid_terms::{AckMode, DataType, GroupLayout, PolicyQuestion};
 use braid_wire::lcc::{DirectoryOp, FileOp, LccReply, OperationId};
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use crate::store::{Space, Store, StoreError};
 /// A cluster.
 pub struct ClusterStore {
     client: Client,
+    hosted: RefCell<Option<Hosted>>,
 }
 
 impl ClusterStore {
@@ -26,9 +28,33 @@ impl ClusterStore {
     ) -> Result<Self, StoreError> {
         let options = ClientOptions { priority, ..ClientOptions::default() };
         let client = Client::connect_with(env, file, options).await.map_err(store_error)?;
-        Ok(Self { client })
+        Ok(Self { client, hosted: RefCell::default() })
+    }
+
+    /// Starts an LCC in this process, which owns what only this mount uses.
+    pub async fn host(&self, options: HostOptions) {
+        let hosted = self.client.host(options).await;
+        *self.hosted.borrow_mut() = Some(hosted);
     }
 }
+
+/// Where others reach this machine, as seen by the servers of a cluster.
+fn host_options(file: &ClusterFile, options: &MountOptions) -> Option<HostOptions> {
+    let mut servers = file.servers.iter();
+    let here = servers.find_map(|server| machine::address_towards(server.coordinator).ok())?;
+    let mut name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    name.push(':');
+    name.push_str(&options.directory.to_string_lossy());
+    name.truncate(name.floor_char_boundary(NAME_MAX));
+    let io_sockets = options.io_sockets.clone();
+    Some(HostOptions { name, listen: (here, 0).into(), io_sockets, groups_kept: GROUPS_KEPT })
+}
+
+/// Bytes of a mount's name in the map.
+const NAME_MAX: usize = 255;
+
+/// Groups that a mount keeps open without need.
+const GROUPS_KEPT: usize = 20_000;
 
 fn store_error(error: Error) -> StoreError {
     match &error {
@@ -91,6 +117,15 @@ impl Store for ClusterStore {
         let space = self.client.space().await.map_err(store_error)?;
         Ok(Space { total: space.total, free: space.free })
     }
+
+    async fn end(&self) {
+        let hosted = self.hosted.borrow_mut().take();
+        if let Some(hosted) = hosted
+            && !hosted.end().await
+        {
+            tracing::warn!("this mount's groups are settled by their next owners");
+        }
+    }
 }
 
 fn read_cluster_file(path: &Path) -> Result<ClusterFile, MountError> {
@@ -105,7 +140,14 @@ pub fn start(options: &MountOptions) -> Result<Mounted<ClusterStore>, MountError
     let flags = Flags::parse(options.options.iter().map(String::as_str))?;
     let name = options.cluster_file.to_string_lossy().into_owned();
     let priority = flags.priority;
-    let make = move |env| async move { ClusterStore::connect(env, &file, priority).await };
+    let host = host_options(&file, options).filter(|_| flags.own_lcc);
+    let make = move |env| async move {
+        let store = ClusterStore::connect(env, &file, priority).await?;
+        if let Some(host) = host {
+            store.host(host).await;
+        }
+        Ok(store)
+    };
     Mounted::start(make, &name, &options.directory, &flags)
 }
 

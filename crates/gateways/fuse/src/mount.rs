@@ -12,6 +12,7 @@
 //! An unmount with open files detaches the directory at once; what waits is sent, and after
 //! [`END_WAIT`] the kernel's connection is closed: it answers whoever still waits with `ENOTCONN`.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -19,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use braid_env::Env;
+use braid_terms::DiskId;
 use tokio::sync::oneshot;
 
 use crate::attach::{Access, Attach, attach, detach};
@@ -38,6 +40,8 @@ pub struct MountOptions {
     pub directory: PathBuf,
     /// As after `-o`: see [`Flags::parse`].
     pub options: Vec<String>,
+    /// Unix sockets of I/O servers of this machine.
+    pub io_sockets: BTreeMap<DiskId, PathBuf>,
 }
 
 /// What `-o` says.
@@ -49,6 +53,8 @@ pub struct Flags {
     pub remount: bool,
     /// Of this client, for policies.
     pub priority: Option<u8>,
+    /// The mount has an LCC of its own.
+    pub own_lcc: bool,
     read_only: bool,
     access: Option<Access>,
     dev: Option<bool>,
@@ -130,6 +136,7 @@ impl Flags {
     /// | option                     | means                                                    |
     /// |----------------------------|----------------------------------------------------------|
     /// | `hard` (default), `soft`   | wait for a lost cluster, or give `EIO`                    |
+    /// | `no_lcc`                   | it owns nothing: all is asked of servers                  |
     /// | `sync`                     | each write is held before it is answered                  |
     /// | `local_locks`              | locks hold within this mount only                         |
     /// | `ttl=MS`                   | how long attributes and entries are believed, 0 to 1000   |
@@ -144,6 +151,7 @@ impl Flags {
             tuning: Tuning::default(),
             remount: false,
             priority: None,
+            own_lcc: true,
             read_only: false,
             access: None,
             dev: None,
@@ -163,6 +171,7 @@ impl Flags {
             ("hard", "") => self.tuning.soft = false,
             ("soft", "") => self.tuning.soft = true,
             ("sync", "") => self.tuning.sync = true,
+            ("no_lcc", "") => self.own_lcc = false,
             ("local_locks", "") => self.tuning.local_locks = true,
             ("async", "") => self.tuning.sync = false,
             ("ttl", value) => {

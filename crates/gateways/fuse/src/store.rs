@@ -68,4 +68,6 @@ pub trait Store: 'static {
     fn operation(&self) -> OperationId;
     /// How full the cluster is.
     async fn space(&self) -> Result<Space, StoreError>;
+    /// Nothing is asked any more: what this process owns is given up.
+    async fn end(&self) {}
 }

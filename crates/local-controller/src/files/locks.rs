@@ -146,6 +146,12 @@ impl Locks {
         Ok(LccReply::Lock(self.with(group, |directory, _| directory.table.conflict(lock))))
     }
 
+    /// The group has another owner: holders tell it.
+    pub fn forget(&self, group: DeviceId) {
+        self.directories.borrow_mut().remove(&group);
+        self.changed.notify_waiters();
+    }
+
     /// A client process is alive and says what it holds.
     ///
     /// Errors: a lock that is not its own, or has no range.

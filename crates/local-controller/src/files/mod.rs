@@ -17,6 +17,8 @@
 //! | `locks.rs`      | who holds locks of files                                                 |
 //! | `removal.rs`    | how devices that nothing names go away                                   |
 //! | `root.rs`       | how the root directory comes to be                                       |
+//! | `uses.rs`       | where a group's requests come from, and where it is to go                |
+//! | `moves.rs`      | how it goes there                                                        |
 //! | `access.rs`     | what these need of a group, and the group that gives it                  |
 
 pub(crate) mod access;
@@ -27,6 +29,7 @@ mod file;
 mod joint;
 mod locks;
 mod log;
+mod moves;
 mod pending;
 mod plan;
 mod record;
@@ -36,6 +39,8 @@ mod root;
 mod rules;
 mod state;
 mod steps;
+mod uses;
 
 pub use requests::Files;
 pub(crate) use requests::serve_one_of;
+pub use uses::Caller;

@@ -43,13 +43,14 @@ use super::locks::{Locks, RECLAIM};
 use super::removal::remove_group;
 use super::root::ensure_root;
 use super::rules::{Circumstances, operation_of};
+use super::uses::{Caller, Uses};
 use crate::Lcc;
 use crate::policy::choose;
 use crate::worker::repair_now;
 
 /// The file controllers of one LCC.
 pub struct Files {
-    lcc: Rc<Lcc>,
+    pub(super) lcc: Rc<Lcc>,
     devices: FileDevices,
     directories: RefCell<BTreeMap<DeviceId, Held>>,
     /// Directories that are being read.
@@ -58,8 +59,11 @@ pub struct Files {
     ids: RefCell<Vec<DeviceId>>,
     /// Since when groups are seen on to-remove lists, and since when they were tried.
     to_remove: RefCell<BTreeMap<DeviceId, Instant>>,
-    locks: Locks,
     pub(super) joints: Joints,
+    pub(super) locks: Locks,
+    pub(super) uses: Uses,
+    /// It is a mount's LCC.
+    pub(super) is_mount: bool,
     peers: RefCell<BTreeMap<(SocketAddr, u8), Client<LccService>>>,
     /// For operations of its own.
     random: u64,
@@ -120,9 +124,9 @@ struct Served {
 }
 
 impl Handler<LccService> for Served {
-    type Session = ();
+    type Session = Caller;
 
-    fn hello(&self, hello: &Hello) -> Result<(), HelloReply> {
+    fn hello(&self, hello: &Hello) -> Result<Caller, HelloReply> {
         let cluster = self.files.lcc.cluster();
         if hello.cluster != cluster {
             return Err(HelloReply::WrongCluster { cluster });
@@ -130,12 +134,17 @@ impl Handler<LccService> for Served {
         if hello.index != self.files.lcc.id().index {
             return Err(HelloReply::WrongRole);
         }
-        Ok(())
+        Ok(match hello.peer {
+            Peer::Client { server: Some(server), .. } => Caller::Mount(server),
+            Peer::Client { random, server: None } => Caller::Client(random),
+            Peer::Server { .. } => Caller::Server,
+            Peer::Unknown => Caller::Client(0),
+        })
     }
 
     async fn handle(
         self: Rc<Self>,
-        _: Rc<()>,
+        caller: Rc<Caller>,
         mut request: LccRequest,
         payload: Bytes,
     ) -> (Result<Answer, LccRefusal>, Payload) {
@@ -144,7 +153,7 @@ impl Handler<LccService> for Served {
         {
             question.client = question.client.or(self.client);
         }
-        match self.files.answer(request, payload).await {
+        match self.files.answer(*caller, request, payload).await {
             Ok((answer, payload)) => (Ok(answer), payload),
             Err(refusal) => (Err(refusal), Payload::empty()),
         }
@@ -156,6 +165,7 @@ impl Files {
     #[must_use]
     pub fn new(lcc: Rc<Lcc>) -> Rc<Self> {
         let random = lcc.env().random();
+        let is_mount = lcc.map().servers.get(&lcc.id().server).is_some_and(|own| own.is_mount);
         Rc::new(Self {
             devices: FileDevices::new(lcc.clone()),
             lcc,
@@ -165,6 +175,8 @@ impl Files {
             to_remove: RefCell::default(),
             locks: Locks::default(),
             joints: Joints::default(),
+            uses: Uses::default(),
+            is_mount,
             peers: RefCell::default(),
             random,
             counter: Cell::new(0),
@@ -182,11 +194,28 @@ impl Files {
         &self.lcc
     }
 
-    async fn answer(
+    /// Answers a request of this process or of a connection. It may be dropped at any time: what is
+    /// numbered goes on.
+    ///
+    /// Errors: the refusal.
+    pub async fn answer(
         self: &Rc<Self>,
+        caller: Caller,
         request: LccRequest,
         payload: Bytes,
     ) -> Result<(Answer, Payload), LccRefusal> {
+        let group = match &request {
+            LccRequest::File { layout, .. }
+            | LccRequest::Directory { layout, .. }
+            | LccRequest::DescribeGroup { layout }
+            | LccRequest::Repair { layout }
+            | LccRequest::Verify { layout, .. } => layout.devices.first().copied(),
+            LccRequest::NewDevices { .. } | LccRequest::Choose { .. } | LccRequest::Status => None,
+        };
+        let _under_way = match group {
+            Some(group) => Some(self.enter(group, caller).await?),
+            None => None,
+        };
         let reply = match request {
             LccRequest::File { layout, op: FileOp::Remove } => self.remove(&layout).await?,
             LccRequest::File { layout, op } => {
@@ -432,6 +461,29 @@ impl Files {
         Ok(directory)
     }
 
+    /// Directories whose to-remove lists are not empty.
+    pub(super) fn with_removals(&self) -> Vec<GroupLayout> {
+        let directories = self.directories.borrow();
+        let all = directories.values().map(|held| &held.directory);
+        all.filter(|directory| !directory.to_remove().is_empty())
+            .map(|directory| directory.group().0.layout().clone())
+            .collect()
+    }
+
+    /// Reads a directory that somebody left, so that its removals go on. Source: N-4, O-8.
+    pub(crate) async fn look_after(self: &Rc<Self>, layout: &GroupLayout) {
+        if check_directory_layout(layout).is_ok() && self.held(layout.group()).is_none() {
+            // Whoever uses it next does the same.
+            let _ = self.load(layout, false).await;
+        }
+    }
+
+    /// Whether a directory is in memory and somebody works with it.
+    pub(super) fn is_busy(&self, device: DeviceId) -> bool {
+        let directories = self.directories.borrow();
+        directories.get(&device).is_some_and(|held| Rc::strong_count(&held.directory) > 1)
+    }
+
     /// Nothing of this directory stays in memory.
     pub fn forget(&self, device: DeviceId) {
         self.directories.borrow_mut().remove(&device);
@@ -475,6 +527,7 @@ impl Files {
                 }
             }
             self.forget_idle();
+            self.uses.forget_idle();
         }
     }
 
@@ -569,7 +622,7 @@ impl Files {
         layout: &GroupLayout,
         request: LccRequest,
     ) -> Result<LccReply, LccRefusal> {
-        match Box::pin(self.answer(request.clone(), Bytes::new())).await {
+        match Box::pin(self.answer(Caller::Server, request.clone(), Bytes::new())).await {
             Err(LccRefusal::NotOwner { owner: Some((lcc, address)) }) => {
                 self.ask_peer(lcc, address, &request).await
             }
@@ -581,7 +634,7 @@ impl Files {
         }
     }
 
-    async fn ask_peer(
+    pub(super) async fn ask_peer(
         &self,
         lcc: LccId,
         address: SocketAddr,

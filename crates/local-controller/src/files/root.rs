@@ -20,7 +20,8 @@ use super::requests::Files;
 /// Makes the root directory, unless there is one or another server does it.
 pub async fn ensure_root(files: Rc<Files>) {
     let lcc = files.lcc().clone();
-    if lcc.id().index != 0 {
+    let is_mount = lcc.map().servers.get(&lcc.id().server).is_some_and(|server| server.is_mount);
+    if lcc.id().index != 0 || is_mount {
         return;
     }
     let begun = Instant::now();

@@ -98,6 +98,8 @@ pub(crate) enum Dead {
     LostOwnership,
     /// It was removed.
     Removed,
+    /// It has another owner now, and nothing of it was in doubt. Source: O-6.
+    GivenUp,
 }
 
 pub(crate) struct Slot {

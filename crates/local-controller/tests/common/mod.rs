@@ -10,7 +10,7 @@ use std::time::Duration;
 use braid_env::simulated::{SimProcess, Simulation};
 use braid_env::{Address, Env, Payload};
 use braid_io_server::{DiskIdentity, IoConfig, Limits, format_disk};
-use braid_local_controller::lc::{LcConfig, Started, Threads};
+use braid_local_controller::lc::{LcConfig, Registrant, Started, Threads};
 use braid_terms::*;
 use braid_wire::coordinator::*;
 use braid_wire::rpc::{Handler, Hello, HelloReply, serve};
@@ -282,6 +282,7 @@ impl Cluster {
                 coordinator_address,
                 main_address: lc_address,
                 state: ServerState::InUse,
+                is_mount: false,
                 lc: None,
                 lccs: Vec::new(),
             };
@@ -403,7 +404,7 @@ impl Cluster {
 
     fn lc_config(&self, which: u32) -> LcConfig {
         LcConfig {
-            server: ServerId(self.count + which),
+            registrant: Registrant::Server(ServerId(self.count + which)),
             cluster: CLUSTER,
             listen: vec![self.simulation.machine(100 + self.count + which).address(LC_PORT)],
             coordinators: vec![socket(self.simulation.machine(100).address(COORDINATOR_PORT))],

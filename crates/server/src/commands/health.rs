@@ -99,6 +99,16 @@ pub async fn look(env: &Env, file: &ClusterFile, deadline: Duration) -> Seen {
         Ok(_) => seen.unreachable = Some("a coordinator gave another answer".to_owned()),
         Err(error) => seen.unreachable = Some(error.to_string()),
     }
+    let mounts = seen.map.iter().flat_map(|map| map.servers.values());
+    let mounts = mounts.filter(|server| server.is_mount).map(|mount| async {
+        let asked = ask::<Lcc>(env, file, mount.lc_address, &LccRequest::Status);
+        match timeout(deadline.min(MOUNT_WAIT), asked).await {
+            Ok(Some(Ok(LccReply::Status(status)))) => Some((mount.id, status)),
+            _ => None,
+        }
+    });
+    let mounts = futures_util::future::join_all(mounts).await;
+    seen.lccs.extend(mounts.into_iter().flatten());
     let known: Vec<CoordinatorStatus> = statuses.into_iter().flatten().collect();
     let term = known.iter().map(|status| status.term).max().unwrap_or(0);
     let leads =
@@ -113,6 +123,9 @@ pub async fn look(env: &Env, file: &ClusterFile, deadline: Duration) -> Seen {
     }
     seen
 }
+
+/// Longest wait for a mount: it may have gone.
+const MOUNT_WAIT: Duration = Duration::from_millis(500);
 
 async fn all_facts(coordinators: &CoordinatorClient, deadline: Duration) -> Option<Vec<Fact>> {
     let mut all = Vec::new();
@@ -221,7 +234,8 @@ impl Seen {
             reasons.push("no global controller is elected".to_owned());
         }
         let (live_disks, live_servers) = (self.live_disks(), self.live_servers());
-        for server in map.servers.values() {
+        // A mount comes and goes.
+        for server in map.servers.values().filter(|server| !server.is_mount) {
             if !self.processes.contains_key(&server.id) {
                 reasons.push(format!("{} does not answer", server.name));
             } else if !live_servers.contains(&server.id) {
@@ -335,6 +349,10 @@ impl Seen {
             "coordinators": map.coordinators.iter().map(|id| id.0).collect::<Vec<_>>(),
             "servers": servers.collect::<Vec<_>>(),
             "disks": disks.collect::<Vec<_>>(),
+            "mounts": map.servers.values().filter(|server| server.is_mount).map(|mount| json!({
+                "id": mount.id.0, "name": mount.name, "lc": mount.lc_address.to_string(),
+                "groups_open": self.lccs.get(&mount.id).map(|lcc| lcc.groups),
+            })).collect::<Vec<_>>(),
             "facts": {"pending": counts.pending, "suspect": counts.suspect, "local_copy": counts.local_copy},
             "repair": {
                 "devices_left": devices.len(),
@@ -438,6 +456,14 @@ impl Seen {
             "\n{:<6} {:<8} {:<9} {:>12} {:>12}  verified",
             "disk", "server", "state", "used", "total"
         );
+        let mut mounts = map.servers.values().filter(|server| server.is_mount).peekable();
+        if mounts.peek().is_some() {
+            let _ = writeln!(text, "\n{:<6} {:<22} mount", "server", "address");
+            for mount in mounts {
+                let address = mount.lc_address.to_string();
+                let _ = writeln!(text, "{:<6} {address:<22} {}", mount.id.0, mount.name);
+            }
+        }
         let scrubs: BTreeMap<_, _> =
             self.leader.iter().flat_map(|leader| leader.scrubs.iter().copied()).collect();
         for disk in map.disks.values() {

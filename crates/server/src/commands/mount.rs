@@ -11,8 +11,9 @@ use std::time::Duration;
 use braid_fuse::{Flags, MountError, MountOptions};
 use tokio::time::{Instant, sleep};
 
-use super::{Outcome, cluster_path};
+use super::{Outcome, cluster_path, read_cluster_file};
 use crate::cli::{Global, Mount};
+use crate::layout::ServerFile;
 use crate::output::Failure;
 
 /// What the process in the background says when it serves; anything else is why it does not.
@@ -44,7 +45,11 @@ pub fn run(global: &Global, mount: &Mount) -> Outcome {
         start_in_background(&cluster_file, mount)?;
         return Ok(ExitCode::SUCCESS);
     }
+    // Servers of this machine have cheaper sockets.
+    let here = cluster_file.parent().unwrap_or(Path::new("."));
+    let io_sockets = ServerFile::io_sockets(here, read_cluster_file(&cluster_file)?.cluster);
     let options = MountOptions {
+        io_sockets,
         cluster_file,
         directory: mount.directory.clone(),
         options: mount.options.clone(),
@@ -52,6 +57,10 @@ pub fn run(global: &Global, mount: &Mount) -> Outcome {
     let mounted = braid_fuse::start(&options)?;
     if std::env::var_os(REPORT).is_some() {
         println!("{SERVES}");
+        // Whoever started it stops listening: a line to a pipe without a reader would end the mount.
+        let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdout(&nowhere).map_err(std::io::Error::from)?;
+        rustix::stdio::dup2_stderr(&nowhere).map_err(std::io::Error::from)?;
     }
     braid_fuse::serve(mounted)?;
     Ok(ExitCode::SUCCESS)
