@@ -35,10 +35,9 @@ fn main() -> ExitCode {
         Some("rules") => rules::check(&root()),
         Some("wire") => wire::run(&root(), false),
         Some("sim") => {
-            let plants = rest.iter().any(|argument| argument.starts_with("--plant"));
-            let features = if plants { &["--features", "planted"][..] } else { &[] };
+            // The feature also counts which states of the roles are reached.
             let fixed = ["run", "--release", "--quiet", "--package", "braid-sim"];
-            cargo(&[&fixed[..], features, &["--"], &rest].concat())
+            cargo(&[&fixed[..], &["--features", "planted", "--"], &rest].concat())
         }
         Some("bench") if rest.first() == Some(&"--fuse") => bench_fuse::run(&root(), &rest[1..]),
         Some("bench") => bench::run(&root(), &rest),

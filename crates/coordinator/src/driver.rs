@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use braid_env::{Address, Env};
+use braid_env::{Address, Env, Moment};
 use braid_terms::{ClusterId, ClusterMap, Incarnation, ServerId};
 use braid_wire::coordinator::Coordinator;
 use braid_wire::rpc::serve;
@@ -141,6 +141,9 @@ pub(crate) struct Driver {
     pub(crate) incoming: Incoming,
     pub(crate) proposals: Rc<Proposals>,
     pub(crate) rounds: Rc<Rounds>,
+    /// When this member started, and whether it may have heard a leader in an earlier start.
+    started: Moment,
+    is_restarted: bool,
     /// Commands that this global controller proposed.
     pub(crate) proposed: Cell<u64>,
     /// LCs whose invalidation is proposed.
@@ -161,6 +164,7 @@ impl Driver {
             _ => CoordinatorFatal::Storage(error),
         })?;
         let log_store = LogStore::open(folder.clone(), identity).await.map_err(log_fatal)?;
+        let (started, is_restarted) = (env.now(), !log_store.is_new());
         if log_store.is_new() && folder.length(SNAPSHOT)?.is_some() {
             // Whoever forgets its vote can vote twice.
             return Err(CoordinatorFatal::Log("there is a snapshot without a log".to_owned()));
@@ -187,6 +191,8 @@ impl Driver {
             incoming: Incoming::default(),
             proposals: Rc::default(),
             rounds: Rc::default(),
+            started,
+            is_restarted,
             proposed: Cell::new(0),
             invalidating: RefCell::default(),
         }))
@@ -268,9 +274,27 @@ impl Driver {
         }
         tracing::info!(term, "this coordinator is the global controller");
         self.proposed.set(0);
-        let new = GlobalController::new(term, self.env.now(), &self.state.borrow());
+        let (now, silence) = (self.env.now(), self.silence_before_election());
+        let new = GlobalController::new(term, now, silence, &self.state.borrow());
         self.controller.replace(Some(new));
         true
+    }
+
+    /// Whether it may vote for another member. A member that hears a leader votes for nobody for
+    /// `VOTE_SILENCE`; one that was restarted does not know when it heard one last. Source: O-4.
+    pub(crate) fn may_vote(&self) -> bool {
+        !self.is_restarted || VOTE_SILENCE <= self.env.now() - self.started
+    }
+
+    /// How long all who elected us had heard no former leader by then: no round of one that they
+    /// confirmed began later than that before now. Source: O-4.
+    fn silence_before_election(&self) -> Duration {
+        let own = match self.is_restarted {
+            true => self.env.now() - self.started,
+            false => VOTE_SILENCE,
+        };
+        // Clocks of members drift by 2 % at most.
+        own.min(VOTE_SILENCE) * 49 / 50
     }
 
     /// The term of the global controller that is here.
@@ -351,7 +375,8 @@ fn settings(cluster: ClusterId) -> Arc<openraft::Config> {
         // A quorum round for leases is as good as a heartbeat.
         heartbeat_min_interval: Some(150),
         election_timeout_min: 600,
-        election_timeout_max: 900,
+        // Also the time for which who heard a leader votes for nobody.
+        election_timeout_max: VOTE_SILENCE.as_millis() as u64,
         enable_pre_vote: Some(true),
         // See the invariant in `raft.rs`.
         enable_leader_restore: Some(false),
@@ -364,6 +389,9 @@ fn settings(cluster: ClusterId) -> Arc<openraft::Config> {
     };
     Arc::new(settings.validate().expect("the settings fit each other"))
 }
+
+/// Silence of a leader before a member votes for another one.
+const VOTE_SILENCE: Duration = Duration::from_millis(900);
 
 /// How often leases are looked at.
 const TICK: Duration = Duration::from_millis(250);

@@ -118,6 +118,7 @@ impl FactTable {
         };
         let seen = self.groups.get(&group).map_or_else(GrantNumber::default, |known| known.seen);
         if grant < seen && !braid_terms::planted!("F-1/a-former-owner-may-close") {
+            braid_terms::sometimes!("F-1: a late close was refused");
             return Err(FactRefusal::LowerGrant { seen });
         }
         let closed = self.remove(number);

@@ -35,7 +35,7 @@ use std::time::Duration;
 use braid_env::Moment;
 use braid_terms::{
     DeviceId, DiskId, DiskState, Fact, FactKind, FactNumber, GrantNumber, Incarnation, LEASE_MS,
-    ServerId,
+    ServerId, sometimes,
 };
 
 use braid_wire::coordinator::{BAD_MAX, LiveDisk};
@@ -44,6 +44,7 @@ use braid_wire::io::{BadBlocks, ScrubStatus};
 use crate::state_machine::StateMachine;
 
 /// The global controller of one term.
+#[derive(Clone, Debug)]
 pub struct GlobalController {
     term: u64,
     /// Grants given in this term.
@@ -115,8 +116,12 @@ pub enum Ownership {
 
 impl GlobalController {
     /// Begins a term, with the state as of its first entry.
+    ///
+    /// A former global controller answered renewals after a quorum round that began when they had
+    /// arrived. Who elected us had heard of no such round for `silence`: so the last lease of before
+    /// was asked for `silence` ago at the latest. Source: O-4.
     #[must_use]
-    pub fn new(term: u64, now: Moment, state: &StateMachine) -> Self {
+    pub fn new(term: u64, now: Moment, silence: Duration, state: &StateMachine) -> Self {
         let mut new = Self {
             term,
             counter: 0,
@@ -131,6 +136,8 @@ impl GlobalController {
             work_cursors: BTreeMap::new(),
         };
         new.follow_map(now, state);
+        let left = lease_at_gc().saturating_sub(silence);
+        new.lcs.values_mut().for_each(|lease| lease.until = now + left);
         new
     }
 
@@ -180,6 +187,7 @@ impl GlobalController {
         self.follow_map(now, state);
         for (lc, lease) in &mut self.lcs {
             if lease.condemned || now >= lease.until + LEASE_OVERDUE {
+                sometimes!("O-5: an LC was given up");
                 lease.condemned = true;
                 // Also again: a proposal may have come to nothing.
                 effects.push(Effect::Invalidate(*lc));
@@ -280,7 +288,10 @@ impl GlobalController {
     /// The LCC that owns a group, as far as is known in this term.
     fn owner(&self, state: &StateMachine, group: DeviceId) -> Option<Incarnation> {
         let holder = self.holders.get(&group).map(|holding| holding.lcc);
-        let of_range = || state.range_owner(group).filter(|_| !self.given_up.contains(&group));
+        let of_range = || {
+            let owner = state.range_owner(group).filter(|_| !self.given_up.contains(&group));
+            owner.filter(|_| !braid_terms::planted!("O-2/numbers-of-ranges-are-free"))
+        };
         holder.or_else(of_range).filter(|lcc| state.is_valid_lcc(*lcc))
     }
 
@@ -314,6 +325,7 @@ impl GlobalController {
         }
         for (lc, lease) in self.lcs.iter_mut().filter(|(_, lease)| !lease.told) {
             wait = Some(Ownership::Wait(WAIT_SHORT));
+            sometimes!("O-3: a grant waited for what LCs own");
             if now >= lease.until && !lease.condemned {
                 lease.condemned = true;
                 effects.push(Effect::Invalidate(*lc));
@@ -613,7 +625,7 @@ const AWAY: Duration = Duration::from_millis(1000);
 const RETURN_WAIT: Duration = Duration::from_millis(2000);
 
 /// How long an I/O server of the map counts as live before it was heard.
-const UNHEARD_DISK: Duration = Duration::from_millis(1700);
+const UNHEARD_DISK: Duration = Duration::from_millis(1200);
 
 /// Milliseconds after which an invalidation or the holdings may be there.
 const WAIT_SHORT: u32 = 50;

@@ -23,12 +23,12 @@ impl World {
     fn new() -> Self {
         let mut state = state();
         let (lcs, lccs) = (1..=2).map(|server| register(&mut state, server)).unzip();
-        let gc = GlobalController::new(5, START, &state);
+        let gc = GlobalController::new(5, START, Duration::ZERO, &state);
         Self { state, gc, lcs, lccs, effects: Vec::new() }
     }
 
     fn elect(&mut self, term: u64, now: Moment) {
-        self.gc = GlobalController::new(term, now, &self.state);
+        self.gc = GlobalController::new(term, now, Duration::ZERO, &self.state);
     }
 
     fn tell(&mut self, now: Moment, lc: usize, groups: &[(DeviceId, GrantNumber, u8)]) {
@@ -181,6 +181,25 @@ fn a_lease_runs_from_the_arrival_of_its_renewal() {
     assert_eq!(world.effects, [Effect::Invalidate(world.lcs[0])]);
     let of_lc = Duration::from_millis(LEASE_MS);
     assert!(LEASE >= of_lc + of_lc / 50, "2 % above what the LC counts");
+}
+
+/// Who elected it had heard no leader for a while: renewals that one answered are older than that.
+#[test] // Proves: O-4. Hole 10 (d).
+fn the_silence_before_an_election_counts_for_the_leases_of_before_it() {
+    let mut world = World::new();
+    let silence = Duration::from_millis(880);
+    world.gc = GlobalController::new(6, START, silence, &world.state);
+    let b = world.lccs[1][0];
+    world.tell(START, 1, &[]);
+    world.renew(START, 1).unwrap();
+    assert!(must_wait(world.grant(START + (LEASE - silence - MS), b, 7)));
+    assert!(world.effects.is_empty());
+    assert!(must_wait(world.grant(START + (LEASE - silence), b, 7)));
+    assert_eq!(world.effects, [Effect::Invalidate(world.lcs[0])]);
+    // Whoever registers later has all of it.
+    let (lc, _) = register(&mut world.state, 1);
+    world.lcs[0] = lc;
+    assert!(world.tick(START + (LEASE - silence)).is_empty());
 }
 
 #[test] // Proves: O-4. Hole 10 (d): a new global controller does not know the last renewals.

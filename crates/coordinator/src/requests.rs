@@ -55,7 +55,8 @@ impl Handler<Coordinator> for Driver {
         payload: Bytes,
     ) -> (Answer, Payload) {
         if matches!(request, CoordinatorRequest::Raft) {
-            let answer = network::answer(&self.raft, &self.incoming, payload).await;
+            let may_vote = self.may_vote();
+            let answer = network::answer(&self.raft, &self.incoming, payload, may_vote).await;
             return (Ok(CoordinatorReply::Raft), answer.into());
         }
         (self.answer(request).await, Payload::empty())

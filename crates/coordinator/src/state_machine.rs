@@ -72,7 +72,8 @@ impl StateMachine {
                 Ok(Outcome::Recorded(facts.into_iter().map(record).collect()))
             }
             Command::CloseFacts { lcc, facts } => {
-                let is_valid = self.is_valid_lcc(lcc);
+                let is_valid =
+                    self.is_valid_lcc(lcc) || braid_terms::planted!("F-1/a-former-owner-may-close");
                 let close = |(number, grant)| match is_valid {
                     true => self.facts.close(number, grant),
                     false => Err(FactRefusal::InvalidIncarnation),

@@ -203,7 +203,9 @@ impl Group {
         let number = record.number;
         if let RecordKind::Outcome { ends_at } = record.kind {
             // Rebuilt blocks stay: they are the state at a decided mark.
-            self.drop_entries(at.0, |entry| entry.record.is_some() && ends_at < entry.number);
+            if !braid_terms::planted!("W-6/what-an-outcome-left-out-comes-back") {
+                self.drop_entries(at.0, |entry| entry.record.is_some() && ends_at < entry.number);
+            }
             self.outcome = Some((number, ends_at, at.0));
         }
         self.last = number;

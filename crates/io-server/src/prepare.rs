@@ -7,7 +7,7 @@
 //! # Source
 //! W-1, W-2; I2 of `wire::io`.
 
-use braid_terms::{BLOCK_SIZE, JournalPosition, WriteNumber};
+use braid_terms::{BLOCK_SIZE, JournalPosition, WriteNumber, sometimes};
 use braid_wire::io::{BlockRange, Change, ENDS_MAX, Record, RecordKind};
 
 use crate::group::{Group, Piece, Source};
@@ -56,6 +56,7 @@ pub fn judge(group: &Group, record: &Record) -> Verdict {
     if let Some(entry) = kept.into_iter().find(|entry| entry.is_record(number)) {
         let is_void = |record: &Record| record.kind == RecordKind::Void;
         let withdraws = is_void(record) && !entry.record.as_ref().is_some_and(is_void);
+        sometimes!("W-1: a record came twice");
         if withdraws && number > group.decided {
             return Verdict::ReplaceByVoid;
         }
@@ -70,6 +71,7 @@ pub fn judge(group: &Group, record: &Record) -> Verdict {
     if number < group.last
         || record.prev != group.last && !braid_terms::planted!("W-1/a-gap-is-taken")
     {
+        sometimes!("W-1: a record with a gap before it was refused");
         return Verdict::Gap;
     }
     match record.kind {

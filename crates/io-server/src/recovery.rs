@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use braid_env::{Env, Folder};
-use braid_terms::{BLOCK_SIZE, Incarnation, JournalPosition, PortionName, WriteNumber};
+use braid_terms::{BLOCK_SIZE, Incarnation, JournalPosition, PortionName, WriteNumber, sometimes};
 use braid_wire::io::GroupMarks;
 use serde::de::DeserializeOwned;
 
@@ -249,9 +249,13 @@ impl Replay<'_> {
         match decide(false, false, position <= self.synced.0) {
             Decision::DiskDamaged => {
                 tracing::error!(position, "the journal is damaged: records are lost");
+                sometimes!("S-3: a journal was damaged");
                 self.disk_damaged = true;
             }
-            _ => self.cut = true,
+            _ => {
+                sometimes!("S-3: a torn end was cut");
+                self.cut = true;
+            }
         }
     }
 

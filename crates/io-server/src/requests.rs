@@ -303,7 +303,7 @@ impl Store {
     }
 
     /// Begins a slot anew. It is durable after the next sync, for which the caller waits.
-    pub fn rejoin(&mut self, fence: &Fence, rejoined: Rejoined) -> Result<(), IoRefusal> {
+    pub fn rejoin(&mut self, fence: &Fence, mut rejoined: Rejoined) -> Result<(), IoRefusal> {
         let key = rejoined.key;
         check_layout(&rejoined.layout, key)?;
         if rejoined.lengths.len() != rejoined.layout.devices.len() {
@@ -322,6 +322,8 @@ impl Store {
                 return Err(unreadable(&"a header is lost: rejoin as whole"));
             }
         }
+        // A start that repeats this must tell a slot that began here from one whose file is lost.
+        rejoined.whole |= !self.groups[&key].known;
         let position = self.append(Kind::Rejoin, &rejoined, &[])?.position;
         if rejoined.whole {
             for name in Self::names(&rejoined.layout, key.slot) {
@@ -349,8 +351,8 @@ impl Store {
             (whole || after < entry.number)
                 && !braid_terms::planted!("F-4/a-rejoin-keeps-its-records")
         });
-        // Built upon, or made anew?
-        group.files_expected |= whole || !group.known;
+        // Made anew; else its files are there, or lost.
+        group.files_expected |= whole;
         group.layout = layout;
         group.known = true;
         group.home = rejoined.home;

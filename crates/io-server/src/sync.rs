@@ -15,7 +15,7 @@ use std::io;
 use std::rc::Rc;
 
 use braid_env::{File, Folder};
-use braid_terms::{JournalPosition, planted};
+use braid_terms::{JournalPosition, planted, sometimes};
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinSet;
 
@@ -112,6 +112,7 @@ impl Syncer {
         }
         let mut store = self.store.borrow_mut();
         if let Err(error) = result {
+            sometimes!("S-4: a sync failed");
             store.failed.get_or_insert(format!("a sync of the disk failed: {error}"));
             store.bell.notify_one();
             self.done.send_replace(JournalPosition(u64::MAX));

@@ -477,6 +477,7 @@ impl Lcc {
             match self.ask(&request, end).await? {
                 // Told to a newer global controller, what we own is known: this one came too late.
                 CoordinatorReply::Granted { grant, .. } if grant.term < self.told_term.get() => {
+                    braid_terms::sometimes!("O-3: a late grant was refused");
                     sleep(ASK_PAUSE).await;
                 }
                 CoordinatorReply::Granted { grant, facts, clean } => {

@@ -8,12 +8,14 @@
 //! | `faults.rs`     | what goes wrong meanwhile                                             |
 //! | `oracle.rs`     | what clients may see, by what they did and were told                  |
 //! | `checks.rs`     | what must hold when the faults are over                               |
+//! | `coverage.rs`   | which states must be reached by seeds                                 |
 //! | `run.rs`        | one seed: rounds of all that                                          |
 //! | `scripted.rs`   | scripts: chosen faults at chosen messages                             |
 //! | `main.rs`       | `cargo xtask sim`: many seeds, or one                                 |
 
 mod checks;
 mod cluster;
+pub mod coverage;
 mod faults;
 mod operations;
 mod oracle;

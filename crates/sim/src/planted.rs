@@ -9,6 +9,8 @@ pub struct Planted {
     pub name: &'static str,
     /// What is broken.
     pub what: &'static str,
+    /// The script of `tests/holes.rs` that finds it, if one does.
+    pub script: Option<&'static str>,
 }
 
 impl Planted {
@@ -25,59 +27,213 @@ impl Planted {
     }
 }
 
-const fn planted(name: &'static str, what: &'static str) -> Planted {
-    Planted { name, what }
+/// One that seeds find.
+const fn by_seeds(name: &'static str, what: &'static str) -> Planted {
+    Planted { name, what, script: None }
+}
+
+/// One that a script finds, as `tests/common/planted.rs` checks; maybe seeds, too.
+const fn by_script(name: &'static str, what: &'static str, script: &'static str) -> Planted {
+    Planted { name, what, script: Some(script) }
 }
 
 /// All of them, in the order of their rules.
 pub const ALL: &[Planted] = &[
-    planted("O-3/grant-before-all-told", "a new global controller grants at once"),
-    planted("O-4/answer-without-a-lease", "an owner answers when its lease is over"),
-    planted("O-5/no-fence", "a portion takes requests below its grant"),
-    planted("O-6/give-up-undecided", "an owner gives up a group with undecided writes"),
-    planted("O-8/clean-while-a-sweep-is-due", "a grant is clean though a dead owner was not swept"),
-    planted(
+    by_script(
+        "O-2/numbers-of-ranges-are-free",
+        "a number of a leased range is granted to others",
+        "a_number_of_a_leased_range_has_its_owner",
+    ),
+    by_script(
+        "O-3/grant-before-all-told",
+        "a new global controller grants at once",
+        "a_new_global_controller_grants_nothing_that_is_owned",
+    ),
+    by_script(
+        "O-4/answer-without-a-lease",
+        "an owner answers when its lease is over",
+        "hole_9_the_lease_is_checked_after_the_bytes_are_there",
+    ),
+    by_script(
+        "O-5/no-fence",
+        "a portion takes requests below its grant",
+        "what_reached_an_untouched_slot_late_is_not_believed",
+    ),
+    by_seeds("O-6/give-up-undecided", "an owner gives up a group with undecided writes"),
+    by_script(
+        "O-8/a-sweep-closes-too-early",
+        "a sweep ends though disks did not answer",
+        "a_sweep_settles_every_group_and_waits_for_every_disk",
+    ),
+    by_script(
+        "O-8/clean-while-a-sweep-is-due",
+        "a grant is clean though a dead owner was not swept",
+        "nothing_is_clean_while_a_sweep_is_due",
+    ),
+    by_script(
         "O-8/untouched-slots-are-believed",
         "a slot that a clean open left out is not looked at",
+        "what_reached_an_untouched_slot_late_is_not_believed",
     ),
-    planted("W-1/a-gap-is-taken", "a portion takes a record whose `prev` it lacks"),
-    planted("W-3/answer-before-all-promised", "a write is decided by one promise"),
-    planted("G-8/below-the-quorum", "writes are decided with fewer than k slots in sync"),
-    planted("W-4/the-shadow-says-stable", "a shadow lets portions apply what is not stable"),
-    planted("W-5/take-back-what-lacks-a-write", "a slot that lacks a decided write stays in sync"),
-    planted("W-6/what-is-held-is-forgotten", "a new owner keeps only what is stable"),
-    planted("W-6/a-lost-promise-is-a-veto", "a lost record counts as one never promised"),
-    planted("W-6/keep-what-was-never-promised", "a record that one lacks is kept"),
-    planted("W-6/keep-above-an-aborted-write", "writes above an aborted one are kept"),
-    planted("W-6/what-an-outcome-left-out-comes-back", "void records count again"),
-    planted("W-6/answer-before-the-outcome-is-stable", "an owner answers at once"),
-    planted("W-6/what-was-lost-is-not-rebuilt", "a slot that lacks a kept record stays in sync"),
-    planted("W-6/the-silent-are-not-waited-for", "lost records are judged without the silent"),
-    planted("W-7/the-secondary-does-not-ask", "a secondary takes each intent for decided"),
-    planted("W-7/no-void-record", "a primary that is asked promises nothing"),
-    planted("W-7/intents-are-not-stable", "a power cut may take an intent of what is decided"),
-    planted("O-7/moves-without-the-lock", "directories are moved by any owner at any time"),
-    planted("W-8/direct-over-blocks-that-exist", "new bytes go over blocks that exist"),
-    planted("W-9/loss-is-not-told", "a sync says nothing of answered writes that are lost"),
-    planted("W-9/stable-before-the-medium", "an owner takes what is held for stable"),
-    planted("W-9/apply-before-stable", "a portion applies what is not stable"),
-    planted("W-11/rows-are-not-locked", "two writes of one row happen at once"),
-    planted("W-12/read-what-is-not-decided", "a read shows records above the mark"),
-    planted("W-12/what-was-answered-is-not-seen", "a look does not wait for what memory answered"),
-    planted("F-1/a-former-owner-may-close", "a fact is closed under a lower grant"),
-    planted("F-2/answer-before-the-fact", "a write is answered while the fact is on its way"),
-    planted("F-2/nothing-is-noted-as-missed", "portions keep no miss map"),
-    planted("F-2/the-miss-map-is-ignored", "a repair reads no miss map"),
-    planted("F-2/kept-records-are-not-missed", "a repair reads no kept records"),
-    planted("F-2/the-mark-is-too-high", "a fact names the decided mark, not the stable one"),
-    planted("F-4/a-rejoin-keeps-its-records", "a returning portion drops nothing"),
-    planted("F-4/close-before-the-rebuild", "a fact is closed and nothing was rebuilt"),
-    planted("F-5/an-absent-file-is-zeros", "a lost portion file reads as never written"),
-    planted("S-2/blocks-are-not-verified", "the owner believes every block"),
-    planted("S-3/synced-without-a-sync", "an I/O server says synced and syncs nothing"),
-    planted("S-3/damage-is-taken-for-a-torn-tail", "bad records before good ones are cut"),
-    planted("S-4/a-failed-sync-is-ignored", "a failed sync counts as done"),
-    planted("N-3/an-operation-is-done-twice", "a repeated directory operation is done again"),
+    by_script(
+        "W-1/a-gap-is-taken",
+        "a portion takes a record whose `prev` it lacks",
+        "a_full_disk_makes_no_gap_and_costs_no_fact",
+    ),
+    by_script(
+        "W-3/answer-before-all-promised",
+        "a write is decided by one promise",
+        "hole_4_answers_follow_the_numbers",
+    ),
+    by_script(
+        "G-8/below-the-quorum",
+        "writes are decided with fewer than k slots in sync",
+        "two_portions_of_one_parity_are_not_both_removed",
+    ),
+    by_seeds("W-4/the-shadow-says-stable", "a shadow lets portions apply what is not stable"),
+    by_script(
+        "W-5/take-back-what-lacks-a-write",
+        "a slot that lacks a decided write stays in sync",
+        "what_a_restarted_portion_lacks_is_not_read_from_it",
+    ),
+    by_script(
+        "W-6/what-is-held-is-forgotten",
+        "a new owner keeps only what is stable",
+        "hole_1_who_lost_a_record_is_not_asked_whether_it_counts",
+    ),
+    by_script(
+        "W-6/a-lost-promise-is-a-veto",
+        "a lost record counts as one never promised",
+        "hole_1_who_lost_a_record_is_not_asked_whether_it_counts",
+    ),
+    by_script(
+        "W-6/keep-what-was-never-promised",
+        "a record that one lacks is kept",
+        "hole_2_what_one_owner_aborted_no_later_one_commits",
+    ),
+    by_script(
+        "W-6/keep-above-an-aborted-write",
+        "writes above an aborted one are kept",
+        "hole_4_nothing_survives_above_what_was_aborted",
+    ),
+    by_script(
+        "W-6/what-an-outcome-left-out-comes-back",
+        "void records count again",
+        "hole_2_what_one_owner_aborted_no_later_one_commits",
+    ),
+    by_script(
+        "W-6/answer-before-the-outcome-is-stable",
+        "an owner answers at once",
+        "hole_2_an_outcome_is_on_the_disks_before_the_first_answer",
+    ),
+    by_script(
+        "W-6/what-was-lost-is-not-rebuilt",
+        "a slot that lacks a kept record stays in sync",
+        "hole_1_who_lost_a_record_is_not_asked_whether_it_counts",
+    ),
+    by_script(
+        "W-6/the-silent-are-not-waited-for",
+        "lost records are judged without the silent",
+        "silent_portions_are_waited_for_where_others_lost_what_may_be_answered",
+    ),
+    by_seeds("W-7/the-secondary-does-not-ask", "a secondary takes each intent for decided"),
+    by_seeds("W-7/no-void-record", "a primary that is asked promises nothing"),
+    by_seeds("W-7/intents-are-not-stable", "a power cut may take an intent of what is decided"),
+    by_seeds("O-7/moves-without-the-lock", "directories are moved by any owner at any time"),
+    by_script(
+        "W-8/direct-over-blocks-that-exist",
+        "new bytes go over blocks that exist",
+        "hole_13_an_aborted_write_leaves_the_old_bytes",
+    ),
+    by_seeds("W-9/loss-is-not-told", "a sync says nothing of answered writes that are lost"),
+    by_script(
+        "W-9/stable-before-the-medium",
+        "an owner takes what is held for stable",
+        "hole_20_a_failed_sync_is_no_sync",
+    ),
+    by_script(
+        "W-9/apply-before-stable",
+        "a portion applies what is not stable",
+        "hole_25_a_power_cut_of_the_site_leaves_a_prefix",
+    ),
+    by_script(
+        "W-11/rows-are-not-locked",
+        "two writes of one row happen at once",
+        "two_writes_of_one_row_are_both_in_the_parity",
+    ),
+    by_script(
+        "W-12/read-what-is-not-decided",
+        "a read shows records above the mark",
+        "what_is_not_decided_is_not_read",
+    ),
+    by_seeds("W-12/what-was-answered-is-not-seen", "a look does not wait for what memory answered"),
+    by_script(
+        "F-1/a-former-owner-may-close",
+        "a fact is closed under a lower grant",
+        "hole_5_a_late_close_is_refused",
+    ),
+    by_script(
+        "F-2/answer-before-the-fact",
+        "a write is answered while the fact is on its way",
+        "no_answer_before_the_fact_is_recorded",
+    ),
+    by_script(
+        "F-2/nothing-is-noted-as-missed",
+        "portions keep no miss map",
+        "hole_22_what_a_removed_portion_lost_is_rebuilt_too",
+    ),
+    by_script(
+        "F-2/the-miss-map-is-ignored",
+        "a repair reads no miss map",
+        "hole_22_what_a_removed_portion_lost_is_rebuilt_too",
+    ),
+    by_script(
+        "F-2/kept-records-are-not-missed",
+        "a repair reads no kept records",
+        "hole_1_who_lost_a_record_is_not_asked_whether_it_counts",
+    ),
+    by_script(
+        "F-2/the-mark-is-too-high",
+        "a fact names the decided mark, not the stable one",
+        "hole_1_who_lost_a_record_is_not_asked_whether_it_counts",
+    ),
+    by_seeds("F-4/a-rejoin-keeps-its-records", "a returning portion drops nothing"),
+    by_script(
+        "F-4/close-before-the-rebuild",
+        "a fact is closed and nothing was rebuilt",
+        "hole_22_what_a_removed_portion_lost_is_rebuilt_too",
+    ),
+    by_script(
+        "F-4/not-required-while-closing",
+        "a slot gets no writes while its close is proposed",
+        "hole_23_while_a_close_is_proposed_the_portion_is_required",
+    ),
+    by_script(
+        "F-5/an-absent-file-is-zeros",
+        "a lost portion file reads as never written",
+        "hole_16_a_portion_file_that_is_gone_is_lost_not_empty",
+    ),
+    by_script(
+        "S-2/blocks-are-not-verified",
+        "the owner believes every block",
+        "a_rotten_block_is_not_passed_on",
+    ),
+    by_script(
+        "S-3/synced-without-a-sync",
+        "an I/O server says synced and syncs nothing",
+        "hole_20_a_failed_sync_is_no_sync",
+    ),
+    by_script(
+        "S-3/damage-is-taken-for-a-torn-tail",
+        "bad records before good ones are cut",
+        "a_rotten_record_of_the_journal_is_a_loss_not_an_end",
+    ),
+    by_script(
+        "S-4/a-failed-sync-is-ignored",
+        "a failed sync counts as done",
+        "hole_20_a_failed_sync_is_no_sync",
+    ),
+    by_seeds("N-3/an-operation-is-done-twice", "a repeated directory operation is done again"),
 ];
 
 #[cfg(test)]

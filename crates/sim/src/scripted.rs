@@ -17,8 +17,8 @@ use braid_client::Client as BraidClient;
 use braid_env::simulated::{self, FrameSeen, Passage, SimProcess, Simulation};
 use braid_env::{Address, Payload};
 use braid_terms::{
-    AckMode, BLOCK_SIZE, ClusterMap, DeviceId, DiskId, GroupLayout, Incarnation, LayoutGeneration,
-    RaidScheme, ServerId, WriteNumber,
+    AckMode, BLOCK_SIZE, ClusterMap, DataType, DeviceId, DiskId, GroupLayout, Incarnation,
+    LayoutGeneration, PolicyQuestion, RaidScheme, ServerId, WriteNumber,
 };
 use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
 use braid_wire::header::{self, FrameKind, Header};
@@ -208,6 +208,19 @@ impl Script {
             strip_size: BLOCK_SIZE as u32,
             generation: LayoutGeneration(1),
             disks: servers.iter().map(|server| DiskId(*server)).collect(),
+        }
+    }
+
+    /// A device of a number that a server's LC gives out, of its own range.
+    pub async fn new_device(&self, server: u32) -> GroupLayout {
+        let request = LccRequest::NewDevices {
+            data_type: DataType::File,
+            question: PolicyQuestion::default(),
+            count: 1,
+        };
+        match self.call(server, request, Payload::empty(), CALL_WAIT).await {
+            Ok((LccReply::Layouts(layouts), _)) => layouts[0].clone(),
+            other => panic!("no number: {other:?}"),
         }
     }
 
@@ -658,6 +671,36 @@ impl Script {
             folder.remove(path.trim_start_matches('/')).expect("a file that is there");
         }
         of_device.len()
+    }
+
+    /// Flips a bit of these bytes on the medium, in a file below `folder` that has them; `false` where
+    /// none has.
+    #[must_use]
+    pub fn flip_a_bit_of(&self, server: u32, folder: &str, bytes: &[u8]) -> bool {
+        let disk = self.disk(server);
+        let below = |path: &&String| path.trim_start_matches('/').starts_with(folder);
+        let place = disk.files().iter().filter(below).find_map(|path| {
+            let content = disk.content(path)?;
+            let at = content.windows(bytes.len()).position(|window| window == bytes)?;
+            Some((path.clone(), at as u64))
+        });
+        let Some((path, at)) = place else { return false };
+        disk.flip_bit(&path, at + bytes.len() as u64 / 2, 3);
+        true
+    }
+
+    /// Waits until a server's journal has nothing of the device's group that is not stable.
+    pub async fn stable_at(&self, device: &GroupLayout, server: u32) {
+        let owner = self.owner(device).await;
+        let writer = self.incarnation(owner).await;
+        let stable = async |script: &Self| {
+            let asked = IoRequest::ListUnfinished { writers: vec![writer] };
+            match script.ask_io(server, &asked).await {
+                Some(IoReply::Unfinished { groups }) => groups.is_empty(),
+                _ => false,
+            }
+        };
+        self.until("its records are stable", stable).await;
     }
 
     /// Machines lose their power, with all that was not synced.

@@ -73,7 +73,7 @@ fn a_clean_open_asks_only_what_is_touched() {
 /// 3. D1 and P1 are in sync by what is known, and agree on the old bytes; P2 alone has the write. While
 ///    X was not swept, N must not answer from those two.
 #[test] // Proves: O-8, W-6.
-fn nothing_is_clean_while_a_sweep_is_due() {
+pub fn nothing_is_clean_while_a_sweep_is_due() {
     Script::run(102, 6, "rs/2+2", async |script| {
         script.move_leader_from(&[2, 3, 6]).await;
         let device = script.device(&[1, 2, 3, 4]);
@@ -100,7 +100,7 @@ fn nothing_is_clean_while_a_sweep_is_due() {
 ///    which refuses it.
 /// 3. N reads block 1. D2 keeps what was never decided: it must not be seen.
 #[test] // Proves: O-8, O-5.
-fn what_reached_an_untouched_slot_late_is_not_believed() {
+pub fn what_reached_an_untouched_slot_late_is_not_believed() {
     Script::run(103, 5, "raid5/2+1", async |script| {
         script.move_leader_from(&[4]).await;
         let device = device_of(&script, 4, &[1, 2]).await;

@@ -10,9 +10,18 @@ use std::time::Duration;
 use braid_sim::scripted::{Failed, Message, Role, Script, Seen, block};
 use braid_terms::GroupLayout;
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
-use braid_wire::io::{IoReply, IoRequest};
+use braid_wire::io::{IoRefusal, IoReply, IoRequest};
 use braid_wire::lcc::LccRefusal;
 use tokio::time::timeout;
+
+#[path = "clean_opens.rs"]
+mod clean_opens;
+#[path = "common/planted.rs"]
+mod planted;
+
+use clean_opens::{
+    nothing_is_clean_while_a_sweep_is_due, what_reached_an_untouched_slot_late_is_not_believed,
+};
 
 const SLOW: Duration = Duration::from_secs(3);
 
@@ -159,6 +168,68 @@ fn hole_2_what_one_owner_aborted_no_later_one_commits() {
     });
 }
 
+/// Hole 2, after a power cut: an aborted write comes back.
+///
+/// 1. A write {D1, P} reaches P only, and P's disk; X dies. N opens: D1 never promised, so the write
+///    is aborted. All disks are slow.
+/// 2. N serves the old bytes. The site loses its power, with all that was not synced; D1's machine
+///    stays away.
+/// 3. N2 finds P alone with its promise, and must not commit it: what N said was on the disks.
+#[test] // Proves: W-6.
+fn hole_2_an_outcome_is_on_the_disks_before_the_first_answer() {
+    Script::run(28, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        let promised = script.note(|seen| is_promise(seen, 3, 4));
+        let held = script.hold(|seen| is_prepare(seen, 4, 1));
+        let write = script.begin_write(4, &device, 0, block(3));
+        held.reached(1).await;
+        script.counted("P promises", &promised, 1).await;
+        // The sync of another device brings P's record to its disk, too.
+        device_of(&script, 5, &[1, 2]).await;
+        script.cluster.kill(4, Role::Lc);
+        write.abort();
+        script.set_sync_time(&[1, 2, 3], SLOW);
+        let read = script.read_at_last(5, &device, 0, 8192).await;
+        assert!(read == blocks(&[1, 2]), "D1 never promised it");
+        script.power_cut(&script.servers());
+        script.power_on(&[2, 3, 4, 5]);
+        let read = script.read_at_last(2, &device, 0, 8192).await;
+        assert!(read == blocks(&[1, 2]), "an aborted write is back");
+        script.power_on(&[1]);
+        script.check_all_ways(2, &device, &blocks(&[1, 2])).await;
+    });
+}
+
+/// Two portions of m = 1 at once, one of which is only silent: what the other lost may be answered.
+///
+/// 1. X at server 1 has D1 there; a write {D1, P} is held and answered. D2's I/O server stops, and
+///    server 1 loses its power, with what D1 held; it is back at once.
+/// 2. N finds the write at P alone. With D2 taken for lost that were two, more than m: N waits.
+/// 3. D2 is back. It has no part in the write, so only D1 lost it: it counts.
+#[test] // Proves: W-6.
+fn silent_portions_are_waited_for_where_others_lost_what_may_be_answered() {
+    Script::run(29, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 1, &[1, 2]).await;
+        script.set_sync_time(&[1, 2, 3], SLOW);
+        script.write(1, &device, 0, block(3)).await.expect("a held write");
+        script.cluster.kill(2, Role::Io);
+        script.power_cut(&[1]);
+        script.power_on(&[1]);
+        let opened = script.note(|seen| {
+            matches!(seen.message, Message::FromIo(Ok(IoReply::Report(_)))) && seen.to == 4
+        });
+        let (n, of) = (script.clone(), device.clone());
+        let read = tokio::task::spawn_local(async move { n.read_at_last(4, &of, 0, 8192).await });
+        script.counted("N hears the others", &opened, 2).await;
+        let later = script.simulation.elapsed() + SLOW;
+        script.until("N waits", async |script| later <= script.simulation.elapsed()).await;
+        script.cluster.start_process(2, Role::Io);
+        let read = read.await.expect("no panic");
+        assert!(read == blocks(&[3, 2]), "an answered write is gone");
+        script.check_all_ways(4, &device, &blocks(&[3, 2])).await;
+    });
+}
+
 /// Hole 4: answers out of order.
 ///
 /// 1. A first write {D1, P} does not reach D1; a second one {D2, P} of another row is promised by all.
@@ -267,6 +338,37 @@ fn hole_7_a_paused_owner_wakes_up_fenced() {
         let of_x = of_x.await.expect("no panic");
         assert!(of_x.is_err(), "a former owner answers {of_x:?}");
         script.write(5, &device, BLOCK, block(8)).await.expect("N still owns it");
+        script.check_all_ways(5, &device, &blocks(&[1, 8])).await;
+    });
+}
+
+/// Hole 8: a former owner's record arrives late.
+///
+/// 1. X's records of a write {D1, P} are under way for long; X stands still. N becomes the owner.
+/// 2. N writes {D2, P}: D1 hears nothing of it but N's open.
+/// 3. X's records arrive. They name X's grant, so neither D1 nor P takes them.
+#[test] // Proves: O-5.
+fn hole_8_records_of_a_former_owner_are_refused() {
+    Script::run(30, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        let to_d1 = script.hold(|seen| is_prepare(seen, 4, 1));
+        let to_p = script.hold(|seen| is_prepare(seen, 4, 3));
+        let of_x = script.begin_write(4, &device, 0, block(7));
+        to_d1.reached(1).await;
+        to_p.reached(1).await;
+        script.cluster.set_paused(4, Role::Lc, true);
+        script.write_at_last(5, &device, BLOCK, &block(8)).await;
+        let answered = script.note(|seen| {
+            matches!(seen.message, Message::FromIo(_)) && seen.to == 4 && seen.from != 2
+        });
+        to_d1.release();
+        to_p.release();
+        script.counted("D1 and P answer X", &answered, 2).await;
+        let read = script.read_at_last(5, &device, 0, 8192).await;
+        assert!(read == blocks(&[1, 8]), "a former owner wrote");
+        script.cluster.set_paused(4, Role::Lc, false);
+        let of_x = of_x.await.expect("no panic");
+        assert!(of_x.is_err(), "a former owner answers {of_x:?}");
         script.check_all_ways(5, &device, &blocks(&[1, 8])).await;
     });
 }
@@ -421,6 +523,27 @@ fn a_new_global_controller_grants_nothing_that_is_owned() {
     });
 }
 
+/// O-2: a number of a range that an LC leased belongs to its LCC, though nobody registered the group.
+///
+/// 1. X gives a number of its range to a client and makes the device: no global controller hears of it.
+/// 2. N asks for the device. It is X's.
+#[test] // Proves: O-2.
+fn a_number_of_a_leased_range_has_its_owner() {
+    Script::run(39, 5, "raid5/2+1", async |script| {
+        let device = script.new_device(4).await;
+        script.write_at_last(4, &device, 0, &blocks(&[1, 2])).await;
+        let asked = script.read(5, &device, 0, 8192).await;
+        let is_of_x = match &asked {
+            Err(Failed::Refused(LccRefusal::NotOwner { owner: Some((lcc, _)) })) => {
+                lcc.server.0 == 4
+            }
+            _ => false,
+        };
+        assert!(is_of_x, "N is told {asked:?}");
+        script.check_all_ways(4, &device, &blocks(&[1, 2])).await;
+    });
+}
+
 /// Hole 13: bytes of an aborted write show up when the file grows over them.
 ///
 /// 1. A long write beyond the end goes straight to its place at D1 and D2 and never reaches P. X dies.
@@ -445,6 +568,31 @@ fn hole_13_what_was_aborted_reads_as_zeros_when_the_device_grows() {
         expected[..2 * BLOCK as usize].copy_from_slice(&blocks(&[1, 2]));
         script.cluster.start_process(4, Role::Lc);
         script.check_all_ways(5, &device, &expected).await;
+    });
+}
+
+/// Hole 13, over blocks that exist: an aborted write must not have touched them.
+///
+/// 1. A long write over old blocks is promised by D1 and D2 and never reaches P. X dies.
+/// 2. N aborts it. Both have the old bytes still; with new bytes in their places neither had any.
+#[test] // Proves: W-8.
+fn hole_13_an_aborted_write_leaves_the_old_bytes() {
+    Script::run(31, 5, "raid5/2+1", async |script| {
+        let old: Vec<u8> = (1..=32).collect();
+        let device = device_of(&script, 4, &old).await;
+        script.applied(&[1, 2, 3]).await;
+        let of_d1 = script.note(|seen| is_promise(seen, 1, 4));
+        let of_d2 = script.note(|seen| is_promise(seen, 2, 4));
+        let held = script.hold(|seen| is_prepare(seen, 4, 3));
+        let write = script.begin_write(4, &device, 0, blocks(&[77; 32]));
+        held.reached(1).await;
+        script.counted("D1 promises", &of_d1, 1).await;
+        script.counted("D2 promises", &of_d2, 1).await;
+        script.cluster.kill(4, Role::Lc);
+        write.abort();
+        assert!(script.read_at_last(5, &device, 0, 1 << 20).await == blocks(&old));
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &blocks(&old)).await;
     });
 }
 
@@ -501,6 +649,86 @@ fn hole_20_a_failed_sync_is_no_sync() {
     });
 }
 
+/// Hole 20, in the journal: a record that was stable is rotten, and is taken for a torn end.
+///
+/// 1. A write {D1, P} is stable. D1's I/O server stops before it applies it; a bit of its record in
+///    D1's journal flips. P applies its own.
+/// 2. X dies too, so that nobody remembers. D1 is back, and must say that it lost something: to N it
+///    would else look as if it had had no part in anything.
+#[test] // Proves: S-3.
+fn a_rotten_record_of_the_journal_is_a_loss_not_an_end() {
+    Script::run(32, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.applied(&[1, 2, 3]).await;
+        script.write(4, &device, 0, block(0xa3)).await.expect("a held write");
+        script.sync(4, &device).await.expect("all in sync can sync");
+        script.cluster.kill(1, Role::Io);
+        assert!(script.flip_a_bit_of(1, "journal/", &block(0xa3)), "it is in the journal");
+        script.stable_at(&device, 3).await;
+        script.cluster.kill(4, Role::Lc);
+        script.cluster.start_process(1, Role::Io);
+        let read = script.read_at_last(5, &device, 0, 8192).await;
+        assert!(read == blocks(&[0xa3, 2]), "a stable write is gone");
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &blocks(&[0xa3, 2])).await;
+    });
+}
+
+/// A bit of a block flips on the disk of D1. Who reads it gets what was written.
+#[test] // Proves: S-2, F-6.
+fn a_rotten_block_is_not_passed_on() {
+    Script::run(33, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[0xa1, 2]).await;
+        script.applied(&[1, 2, 3]).await;
+        assert!(script.flip_a_bit_of(1, "portions/", &block(0xa1)), "it is in the portion file");
+        let read = script.read_at_last(4, &device, 0, 8192).await;
+        assert!(read == blocks(&[0xa1, 2]), "rotten bytes are passed on");
+        script.check_all_ways(4, &device, &blocks(&[0xa1, 2])).await;
+    });
+}
+
+/// S-4: a disk that is full for one write makes neither a gap nor a fact.
+///
+/// 1. D1's disk has room for little. A long write is refused there; its answer is under way for long.
+/// 2. A short one follows it on the same connection. D1 lacks what comes before, so it refuses.
+/// 3. The long write fails, both numbers become void, the short one is written or refused, and D1
+///    stays in sync.
+#[test] // Proves: S-4, W-1.
+fn a_full_disk_makes_no_gap_and_costs_no_fact() {
+    Script::run(34, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.applied(&[1, 2, 3]).await;
+        let disk = script.disk(1);
+        disk.set_size(disk.used() + (3 << 20));
+        // A start looks how much room there is.
+        script.cluster.kill(1, Role::Io);
+        script.cluster.start_process(1, Role::Io);
+        script.write_at_last(4, &device, 0, &block(1)).await;
+        let facts = script.note(|seen| {
+            matches!(seen.message, Message::ToCoordinator(CoordinatorRequest::RecordFacts { .. }))
+        });
+        let sent = script.note(|seen| is_prepare(seen, 4, 1));
+        let refused = script.hold(|seen| {
+            matches!(seen.message, Message::FromIo(Err(IoRefusal::Full)))
+                && (seen.from, seen.to) == (1, 4)
+        });
+        let long = script.begin_write(4, &device, 64 * BLOCK, blocks(&[7; 1000]));
+        refused.reached(1).await;
+        let short = script.begin_write(4, &device, 10 * BLOCK, blocks(&[8, 9]));
+        script.counted("the short one is sent", &sent, 2).await;
+        refused.release();
+        let long = long.await.expect("no panic");
+        assert!(long.is_err(), "a full disk took it: {long:?}");
+        let _ = short.await.expect("no panic");
+        disk.set_size(4 << 30);
+        script.write_at_last(4, &device, 10 * BLOCK, &blocks(&[8, 9])).await;
+        assert_eq!(facts.get(), 0, "a full disk costs a fact");
+        let mut expected = blocks(&[1, 2, 0, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend(blocks(&[8, 9]));
+        script.check_all_ways(4, &device, &expected).await;
+    });
+}
+
 /// Hole 22: a write that a portion lost is forgotten before the portion is back.
 ///
 /// 1. A write {D1, P} is held and answered; D1's disk is slow. D1's machine loses its power, and the
@@ -521,6 +749,94 @@ fn hole_22_what_a_removed_portion_lost_is_rebuilt_too() {
         script.applied(&[2, 3]).await;
         script.power_on(&[1]);
         script.check_all_ways(4, &device, &blocks(&[5, 2, 3, 6])).await;
+    });
+}
+
+/// F-2: a write is answered while the fact that excuses a portion is on its way.
+///
+/// 1. X does not reach D1. A write {D1, P} is promised by P; the fact of D1 is under way for long.
+/// 2. The write must not be answered: X dies, the fact never arrives, and D1 is reached again.
+#[test] // Proves: F-2, W-3.
+fn no_answer_before_the_fact_is_recorded() {
+    Script::run(35, 5, "raid5/2+1", async |script| {
+        script.move_leader_from(&[1, 4]).await;
+        let device = device_of(&script, 4, &[1, 2]).await;
+        let fact = script.hold(|seen| {
+            let fact = matches!(
+                seen.message,
+                Message::ToCoordinator(CoordinatorRequest::RecordFacts { .. })
+            );
+            fact && seen.from == 4
+        });
+        script.simulation.partition_both(4, 1);
+        let mut write = script.begin_write(4, &device, 0, block(7));
+        fact.reached(1).await;
+        let early = timeout(Duration::from_millis(300), &mut write).await;
+        script.cluster.kill(4, Role::Lc);
+        script.simulation.heal_all();
+        let read = script.read_at_last(5, &device, 0, 8192).await;
+        assert!(early.is_err(), "answered without D1 and without a fact: {early:?}");
+        assert!(read == blocks(&[1, 2]) || read == blocks(&[7, 2]), "neither old nor new");
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &read).await;
+    });
+}
+
+/// W-5: a portion restarts and lacks what was answered, and its owner lives on.
+///
+/// 1. A write {D1, P} is held and answered; D1's machine loses its power, and the write with it, and
+///    is back at once.
+/// 2. X opens D1 again and sees what it lacks. It is not read from D1 before it is rebuilt there.
+#[test] // Proves: W-5, F-2.
+fn what_a_restarted_portion_lacks_is_not_read_from_it() {
+    Script::run(36, 5, "raid5/2+1", async |script| {
+        // Its I/O server is back without an election.
+        script.move_leader_from(&[1, 4]).await;
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.set_sync_time(&[1], SLOW);
+        script.write(4, &device, 0, block(3)).await.expect("a held write");
+        script.power_cut(&[1]);
+        script.power_on(&[1]);
+        let read = script.read_at_last(4, &device, 0, 8192).await;
+        assert!(read == blocks(&[3, 2]), "an answered write is gone");
+        script.check_all_ways(4, &device, &blocks(&[3, 2])).await;
+    });
+}
+
+/// W-11: two writes of one row at once, to different portions: both are in the parity.
+#[test] // Proves: W-11.
+fn two_writes_of_one_row_are_both_in_the_parity() {
+    Script::run(37, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        let first = script.begin_write(4, &device, 0, block(3));
+        let second = script.begin_write(4, &device, BLOCK, block(4));
+        assert_eq!(first.await.expect("no panic"), Ok(()));
+        assert_eq!(second.await.expect("no panic"), Ok(()));
+        script.check_all_ways(4, &device, &blocks(&[3, 4])).await;
+    });
+}
+
+/// W-12: a read shows a write that is not decided, and then it is aborted.
+///
+/// 1. A write {D1, P} is promised by D1 and does not reach P. A read of its block waits.
+/// 2. X dies; N aborts the write.
+#[test] // Proves: W-12.
+fn what_is_not_decided_is_not_read() {
+    Script::run(38, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        let of_d1 = script.note(|seen| is_promise(seen, 1, 4));
+        let held = script.hold(|seen| is_prepare(seen, 4, 3));
+        let write = script.begin_write(4, &device, 0, block(7));
+        held.reached(1).await;
+        script.counted("D1 promises", &of_d1, 1).await;
+        let early = timeout(Duration::from_millis(300), script.read(4, &device, 0, 4096)).await;
+        script.cluster.kill(4, Role::Lc);
+        write.abort();
+        let read = script.read_at_last(5, &device, 0, 8192).await;
+        assert!(read == blocks(&[1, 2]), "P never promised it");
+        assert!(!matches!(early, Ok(Ok(bytes)) if bytes != block(1)), "it was read before");
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &blocks(&[1, 2])).await;
     });
 }
 
@@ -634,6 +950,31 @@ fn a_join_that_fails_begins_anew() {
         assert!(read == blocks(&[5, 2, 3, 4]), "a joining portion was believed");
         script.cluster.start_process(4, Role::Lc);
         script.check_all_ways(5, &device, &blocks(&[5, 2, 3, 4])).await;
+    });
+}
+
+/// F-4: what a returning portion kept of a write that nobody else has.
+///
+/// 1. A write {D1, P} reaches D1 only. X dies, and D1's I/O server stops before anybody asks it.
+/// 2. N opens the others. They know nothing of it: it is no write.
+/// 3. D1 is back with its record. It is removed by a fact, drops the record, and joins.
+#[test] // Proves: F-4, W-6.
+fn a_returning_portion_drops_what_nobody_else_has() {
+    Script::run(41, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        let of_d1 = script.note(|seen| is_promise(seen, 1, 4));
+        let held = script.hold(|seen| is_prepare(seen, 4, 3));
+        let write = script.begin_write(4, &device, 0, block(7));
+        held.reached(1).await;
+        script.counted("D1 promises", &of_d1, 1).await;
+        script.cluster.kill(4, Role::Lc);
+        script.cluster.kill(1, Role::Io);
+        write.abort();
+        assert!(script.read_at_last(5, &device, 0, 8192).await == blocks(&[1, 2]));
+        script.cluster.start_process(1, Role::Io);
+        script.write_at_last(5, &device, 2 * BLOCK, &block(9)).await;
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &blocks(&[1, 2, 9])).await;
     });
 }
 

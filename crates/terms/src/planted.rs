@@ -41,3 +41,36 @@ pub fn is_planted(name: &str) -> bool {
 pub const fn is_planted(_name: &str) -> bool {
     false
 }
+
+/// Notes that an interesting state was reached: a simulation that never reaches it proves nothing of
+/// it. Counted like [`planted!`](crate::planted): in the simulator only.
+#[macro_export]
+macro_rules! sometimes {
+    ($name:literal) => {
+        $crate::note_reached($name)
+    };
+}
+
+#[cfg(feature = "planted")]
+thread_local! {
+    static REACHED: std::cell::RefCell<std::collections::BTreeMap<&'static str, u64>> =
+        const { std::cell::RefCell::new(std::collections::BTreeMap::new()) };
+}
+
+/// See [`sometimes!`](crate::sometimes).
+#[cfg(feature = "planted")]
+pub fn note_reached(name: &'static str) {
+    REACHED.with_borrow_mut(|reached| *reached.entry(name).or_insert(0) += 1);
+}
+
+/// See [`sometimes!`](crate::sometimes).
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub const fn note_reached(_name: &'static str) {}
+
+/// What this thread reached since this was asked last, and how often.
+#[cfg(feature = "planted")]
+#[must_use]
+pub fn take_reached() -> std::collections::BTreeMap<&'static str, u64> {
+    REACHED.take()
+}

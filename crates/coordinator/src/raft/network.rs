@@ -275,9 +275,15 @@ struct Parts {
     bytes: Vec<u8>,
 }
 
-/// Answers a message of a member.
-pub(crate) async fn answer(raft: &Raft, incoming: &Incoming, message: Bytes) -> Bytes {
+/// Answers a message of a member; one that asks for our vote only where we `may_vote`.
+pub(crate) async fn answer(
+    raft: &Raft,
+    incoming: &Incoming,
+    message: Bytes,
+    may_vote: bool,
+) -> Bytes {
     let reply = match decode_prefix(&message) {
+        Some((PeerRequest::Vote(_) | PeerRequest::PreVote(_), _)) if !may_vote => None,
         Some((request, piece)) => answer_request(raft, incoming, request, piece).await,
         None => None,
     };

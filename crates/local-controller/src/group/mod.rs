@@ -149,7 +149,11 @@ pub(crate) enum Condition {
 impl Condition {
     /// Whether it gets records.
     pub fn takes_part(self) -> bool {
-        !matches!(self, Self::Suspect { .. })
+        match self {
+            Self::Suspect { .. } => false,
+            Self::Closing { .. } => !braid_terms::planted!("F-4/not-required-while-closing"),
+            Self::InSync | Self::Removing | Self::Joining { .. } => true,
+        }
     }
 
     /// Whether it is believed.
@@ -366,12 +370,14 @@ impl State {
         self.slots.iter().filter(|slot| slot.condition.in_sync()).count()
     }
 
-    /// Whether k slots stay in sync without this one, not counting others whose fact is on the way.
+    /// Whether k slots stay in sync and answer without this one, not counting others whose fact is on
+    /// the way. One that does not answer may be back without what it held: then this one is needed
+    /// (simulator, seed 2209 of three servers).
     pub fn may_remove(&self, index: PortionIndex, data: usize) -> bool {
-        let others = self
-            .slots
-            .iter()
-            .filter(|slot| slot.index != index && slot.condition == Condition::InSync);
+        let others = self.slots.iter().filter(|slot| {
+            let answers = matches!(slot.link, Link::Up(_));
+            slot.index != index && slot.condition == Condition::InSync && answers
+        });
         data <= others.count() || braid_terms::planted!("G-8/below-the-quorum")
     }
 

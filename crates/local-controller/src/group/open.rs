@@ -18,6 +18,7 @@ use std::time::Duration;
 use braid_raid::{Code, Geometry};
 use braid_terms::{
     DeviceId, Fact, FactKind, GrantNumber, GroupLayout, PortionIndex, WriteNumber, planted,
+    sometimes,
 };
 use braid_wire::io::{FileState, Missed, RecordKind, Report};
 use futures_util::StreamExt;
@@ -178,6 +179,7 @@ impl Group {
                 return Err(OpenError::Unavailable(reason));
             }
             tracing::warn!(group = %group.layout.group(), %slot, "a portion lacks what counts");
+            sometimes!("W-6: a portion had lost what counts");
             group.remove_slot(slot, whole).await;
             group.alive()?;
         }
@@ -267,6 +269,9 @@ impl Group {
                 let settled = !(self.judge(&only.collect()).beyond_tolerance
                     || self.may_be_forgotten(&reports))
                     || planted!("W-6/the-silent-are-not-waited-for");
+                if !settled {
+                    sometimes!("W-6: the silent are waited for");
+                }
                 if settled {
                     return Ok((reports, silent));
                 }
@@ -382,6 +387,7 @@ impl Group {
             .map_err(|_: Dead| OpenError::LostOwnership)?;
         let lost = |_| OpenError::LostOwnership;
         decided.await.map_err(|_| OpenError::LostOwnership)?.map_err(lost)?;
+        sometimes!("W-6: an outcome was written");
         if !planted!("W-6/answer-before-the-outcome-is-stable") {
             self.stable(number).await.map_err(lost)?;
         }

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{FactKind, PortionIndex, WriteNumber, planted};
+use braid_terms::{FactKind, PortionIndex, WriteNumber, planted, sometimes};
 use braid_wire::io::{BlockRange, Change, IoReply, IoRequest, Missed, Read, RecordKind, Report};
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -192,6 +192,10 @@ impl Group {
         self.close(index).await?;
         lcc.count(|counters| counters.blocks_rebuilt += blocks);
         tracing::info!(group = %self.layout.group(), slot = %index, blocks, "repaired a portion");
+        sometimes!("F-4: a portion is whole again");
+        if whole {
+            sometimes!("F-5: a portion was rebuilt as a whole");
+        }
         self.after_slot_change();
         Some(())
     }

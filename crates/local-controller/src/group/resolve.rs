@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use braid_terms::{PortionIndex, WriteNumber, planted};
+use braid_terms::{PortionIndex, WriteNumber, planted, sometimes};
 use braid_wire::io::{ENDS_MAX, RecordHead, RecordKind, Report};
 
 use super::images::slot_bit;
@@ -65,7 +65,7 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
     let outcomes = reports.values().filter_map(|report| report.outcome);
     let outcome = outcomes.max_by_key(|(number, _, _)| *number);
     // What an earlier outcome left out is void: from its number on only later records count, but
-    // what it kept may still be needed above the stable mark.
+    // what it kept may still be needed above the stable mark; that may be outcomes, too.
     let is_void = |number: WriteNumber| {
         outcome.is_some_and(|(at, ends_at, _)| ends_at < number && number < at)
             && !planted!("W-6/what-an-outcome-left-out-comes-back")
@@ -86,7 +86,7 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
     let mut beyond_tolerance = false;
     let above = (Bound::Excluded(stable), Bound::Unbounded);
     for (number, head) in heads.range(above) {
-        let follows = follows(ends_at, *number, outcome.map(|(at, ends_at, _)| (at, ends_at)));
+        let follows = follows(ends_at, *number, head.record.kind);
         if !follows && !planted!("W-6/keep-above-an-aborted-write")
             || planted!("W-6/what-is-held-is-forgotten")
         {
@@ -120,6 +120,9 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
             continue;
         }
         beyond_tolerance = !never && counts.parity < counts.removed + lost.len();
+        if never {
+            sometimes!("W-6: a write that was never promised ends the prefix");
+        }
         if never || has_it == 0 || counts.parity < counts.removed + lost.len() {
             break;
         }
@@ -166,19 +169,15 @@ pub(super) fn ends_with<'a>(
 }
 
 /// Whether `next` is the number behind `last`: the next of its grant, or the first of a later one.
-fn follows(
-    last: WriteNumber,
-    next: WriteNumber,
-    outcome: Option<(WriteNumber, WriteNumber)>,
-) -> bool {
+fn follows(last: WriteNumber, next: WriteNumber, kind: RecordKind) -> bool {
     if next.grant == last.grant {
         return next.sequence == last.sequence + 1;
     }
     // A later grant began after its owner had settled what was before. An outcome record says where
     // that ended; writes without one began where nothing was in doubt.
-    match outcome {
-        Some((at, ends_at)) if at == next => ends_at <= last,
-        _ => next.sequence == 1,
+    match kind {
+        RecordKind::Outcome { ends_at } => ends_at <= last,
+        RecordKind::Write | RecordKind::Void => next.sequence == 1,
     }
 }
 
@@ -223,3 +222,7 @@ fn lengths_at_end(
 #[cfg(test)]
 #[path = "resolve_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "resolve_model.rs"]
+mod model;

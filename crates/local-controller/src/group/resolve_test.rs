@@ -5,12 +5,12 @@ use braid_wire::io::{FileState, Participant, Record};
 
 use super::*;
 
-fn number(grant: u64, sequence: u64) -> WriteNumber {
+pub(super) fn number(grant: u64, sequence: u64) -> WriteNumber {
     WriteNumber { grant: GrantNumber { term: 1, counter: grant }, sequence }
 }
 
 /// A record at slots (slot, incarnation under which it was asked).
-fn head(number: WriteNumber, prev: WriteNumber, asked: &[(u8, u64)]) -> RecordHead {
+pub(super) fn head(number: WriteNumber, prev: WriteNumber, asked: &[(u8, u64)]) -> RecordHead {
     let participants = asked.iter().map(|(slot, incarnation)| Participant {
         slot: PortionIndex(*slot),
         incarnation: Incarnation(*incarnation),
@@ -32,7 +32,7 @@ fn head(number: WriteNumber, prev: WriteNumber, asked: &[(u8, u64)]) -> RecordHe
     }
 }
 
-fn report(incarnation: u64, stable: WriteNumber, records: Vec<RecordHead>) -> Report {
+pub(super) fn report(incarnation: u64, stable: WriteNumber, records: Vec<RecordHead>) -> Report {
     Report {
         incarnation: Incarnation(incarnation),
         layout: Some(braid_terms::GroupLayout {
@@ -109,6 +109,29 @@ fn an_outcome_keeps_what_it_left_out_void() {
     second.outcome = Some((number(2, 0), WriteNumber::NONE, true));
     let end = judge(vec![(2, second), (3, report(30, WriteNumber::NONE, vec![aborted]))], 1);
     assert_eq!(end.ends_at, WriteNumber::NONE);
+}
+
+/// Seed 2149 of three servers: two owners after each other settled what was in flight, and nothing
+/// of it was stable when the third one looked.
+#[test] // Proves: W-6.
+fn an_outcome_below_the_newest_one_is_a_record_like_others() {
+    let outcome = |at: WriteNumber, ends_at, prev| {
+        let mut head = head(at, prev, &[(1, 10), (2, 20), (3, 30)]);
+        head.record.kind = RecordKind::Outcome { ends_at };
+        head
+    };
+    let write = head(number(1, 1), WriteNumber::NONE, &[(1, 10), (3, 30)]);
+    let first = outcome(number(2, 0), number(1, 1), number(1, 1));
+    let later = head(number(2, 1), number(2, 0), &[(2, 20), (3, 30)]);
+    let second = outcome(number(3, 0), number(2, 1), number(2, 1));
+    let mut of_d2 =
+        report(20, WriteNumber::NONE, vec![first.clone(), later.clone(), second.clone()]);
+    of_d2.outcome = Some((number(3, 0), number(2, 1), false));
+    let mut of_p = report(30, WriteNumber::NONE, vec![write, first, later, second]);
+    of_p.outcome = of_d2.outcome;
+    let end = judge(vec![(2, of_d2), (3, of_p)], 1);
+    assert_eq!(end.ends_at, number(3, 0));
+    assert!(end.lost_at.is_empty());
 }
 
 #[test] // Proves: W-10.

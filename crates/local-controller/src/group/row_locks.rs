@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
 
+use braid_terms::planted;
 use tokio::sync::oneshot;
 
 /// Rows of one device of the group.
@@ -88,7 +89,9 @@ fn grant(locks: &mut VecDeque<Lock>, at: usize) {
     let lock = &locks[at];
     let conflicts = || locks.iter().take(at).any(|earlier| earlier.conflicts(lock));
     let waits = lock.granted.is_some();
-    if waits && (!conflicts() || braid_terms::planted!("W-11/rows-are-not-locked")) {
+    let is_early = planted!("W-11/rows-are-not-locked")
+        || lock.shared && planted!("W-12/read-what-is-not-decided");
+    if waits && (!conflicts() || is_early) {
         let granted = locks[at].granted.take().expect("it waits");
         // Who no longer waits drops its guard, which gives the lock back.
         let _ = granted.send(());

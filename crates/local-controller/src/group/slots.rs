@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_env::Payload;
-use braid_terms::{DiskId, FactKind, Incarnation, PortionIndex, WriteNumber, planted};
+use braid_terms::{DiskId, FactKind, Incarnation, PortionIndex, WriteNumber, planted, sometimes};
 use braid_wire::io::{Fence, IoRefusal, IoReply, IoRequest, Open, Report};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -263,6 +263,9 @@ impl Group {
             if needed != WriteNumber::NONE && is_gone(report, exists, state.stable) {
                 return false;
             }
+            if report.last < needed {
+                sometimes!("W-5: a restarted portion lacks what is decided");
+            }
             if report.damaged_after.is_some()
                 || report.last < needed && !planted!("W-5/take-back-what-lacks-a-write")
             {
@@ -288,6 +291,9 @@ impl Group {
             }
         }
         self.link_up(index, up, report.layout.is_none());
+        if !numbers.is_empty() {
+            sometimes!("W-5: undecided records were sent again");
+        }
         for number in numbers {
             self.send_part(number, index);
         }
@@ -361,6 +367,7 @@ impl Group {
                     Condition::Suspect { .. } => return,
                     Condition::InSync if !may_remove => return,
                     Condition::Joining { fact, after, whole, .. } => {
+                        sometimes!("F-4: a join failed");
                         slot.link = Link::Down;
                         slot.condition = Condition::Suspect { fact, after, whole };
                         state.forget_promises(index);
@@ -375,7 +382,8 @@ impl Group {
                             stable
                         });
                     }
-                    Condition::Removing | Condition::Closing { .. } => {}
+                    Condition::Removing => {}
+                    Condition::Closing { .. } => sometimes!("F-4: a portion failed while closing"),
                 }
                 if state.dead.is_some() {
                     return;
@@ -384,6 +392,9 @@ impl Group {
             waited = true;
             changed.await;
         };
+        if planted!("F-2/answer-before-the-fact") {
+            self.try_decide();
+        }
         if let Some(after) = after {
             let layout = self.layout.clone();
             let kind = FactKind::Suspect { layout, slot: index, after, whole };
@@ -394,6 +405,7 @@ impl Group {
                     state.slot_mut(index).condition = Condition::Suspect { fact, after, whole };
                     state.forget_promises(index);
                     tracing::info!(group = %self.layout.group(), slot = %index, "removed a slot");
+                    sometimes!("F-2: a portion was removed by a fact");
                 }
                 Err(dead) => {
                     self.kill(dead);

@@ -13,7 +13,9 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use braid_terms::{BLOCK_SIZE, Incarnation, JournalPosition, PortionIndex, WriteNumber, planted};
+use braid_terms::{
+    BLOCK_SIZE, Incarnation, JournalPosition, PortionIndex, WriteNumber, planted, sometimes,
+};
 use braid_wire::io::{
     Create, Fence, GroupMarks, IoRefusal, IoReply, IoRequest, Participant, Prepare, Record,
     RecordKind,
@@ -566,6 +568,9 @@ impl Group {
                 if !all || in_sync == 0 {
                     break;
                 }
+                if pending.parts.keys().any(|slot| !state.slot(*slot).condition.takes_part()) {
+                    sometimes!("W-3: a write was decided without a participant that was removed");
+                }
                 let pending = state.pending.pop_front().expect("it is the front");
                 state.decided = pending.number;
                 state.decided_lengths.clone_from(&pending.lengths);
@@ -630,6 +635,7 @@ impl Group {
             if resend.is_empty() {
                 return;
             }
+            sometimes!("W-1: writes were withdrawn");
             state.withdrawing = true;
         }
         for (number, slot) in resend {
