@@ -13,6 +13,12 @@ def processes(server):
     return found
 if not processes(1):
     print("the cluster's processes are not found"), sys.exit(77)
+def tell(pids, number):
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass  # Its main controller, not yet stopped itself, replaced it.
 longest, going, failure = {}, True, []
 def work(name, call):
     try:
@@ -42,9 +48,9 @@ for server in range(1, 7):
     time.sleep(3)
     longest.clear()
     pids = processes(server)
-    [os.kill(pid, signal.SIGSTOP) for pid in pids]
+    tell(pids, signal.SIGSTOP)
     time.sleep(8)
-    [os.kill(pid, signal.SIGCONT) for pid in pids]
+    tell(pids, signal.SIGCONT)
     worst[server] = max(longest.values(), default=8)
     time.sleep(2)
 going = False
