@@ -210,7 +210,10 @@ impl Files {
             | LccRequest::DescribeGroup { layout }
             | LccRequest::Repair { layout }
             | LccRequest::Verify { layout, .. } => layout.devices.first().copied(),
-            LccRequest::NewDevices { .. } | LccRequest::Choose { .. } | LccRequest::Status => None,
+            LccRequest::NewDevices { .. }
+            | LccRequest::Choose { .. }
+            | LccRequest::Shadow { .. }
+            | LccRequest::Status => None,
         };
         let _under_way = match group {
             Some(group) => Some(self.enter(group, caller).await?),
