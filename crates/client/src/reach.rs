@@ -62,9 +62,19 @@ struct Link {
     failed: Cell<Option<Instant>>,
 }
 
+/// What an answer was.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered {
+    /// Who gave it.
+    pub place: Place,
+    /// It may be kept. Source: N-1.
+    pub is_granted: bool,
+}
+
 /// What one attempt gave.
 enum Attempt {
     Done(Box<LccReply>, Bytes),
+    Granted(Box<Result<LccReply, LccRefusal>>),
     Refused(LccRefusal),
     /// Never sent: the LCC could not be reached.
     Unreached(String),
@@ -193,13 +203,26 @@ impl Reach {
         request: &LccRequest,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), Error> {
+        self.ask_noting(request, payload, &mut None).await
+    }
+
+    /// As `ask`; says also whose answer it was, or whose refusal.
+    pub async fn ask_noting(
+        &self,
+        request: &LccRequest,
+        payload: Payload,
+        answered: &mut Option<Answered>,
+    ) -> Result<(LccReply, Bytes), Error> {
         let group = match request {
             LccRequest::Directory { layout, .. }
             | LccRequest::File { layout, .. }
             | LccRequest::DescribeGroup { layout }
             | LccRequest::Repair { layout }
             | LccRequest::Verify { layout, .. } => layout.group(),
-            LccRequest::NewDevices { .. } | LccRequest::Status => {
+            LccRequest::NewDevices { .. }
+            | LccRequest::Status
+            | LccRequest::Watch { .. }
+            | LccRequest::KeepCaches { .. } => {
                 unreachable!("not about a group: see ask_at")
             }
         };
@@ -217,7 +240,14 @@ impl Reach {
             let pause = match self.attempt(place, request, payload.clone(), left).await {
                 Attempt::Done(reply, bytes) => {
                     self.learn_owner(group, place);
+                    *answered = Some(Answered { place, is_granted: false });
                     return Ok((*reply, bytes));
+                }
+                Attempt::Granted(answer) => {
+                    self.learn_owner(group, place);
+                    *answered = Some(Answered { place, is_granted: true });
+                    let answer = answer.map(|reply| (reply, Bytes::new()));
+                    return answer.map_err(|refusal| Error::refused(refusal, what()));
                 }
                 Attempt::Refused(LccRefusal::NotOwner { owner }) => {
                     search.reason = "its owner is changing".into();
@@ -267,6 +297,7 @@ impl Reach {
         let what = format!("the server at {}", place.0);
         match self.attempt(place, request, Payload::empty(), self.deadline.min(ASK_AT_MAX)).await {
             Attempt::Done(reply, _) => Ok(*reply),
+            Attempt::Granted(answer) => answer.map_err(|refusal| Error::refused(refusal, what)),
             Attempt::Refused(refusal) => Err(Error::refused(refusal, what)),
             Attempt::Unreached(reason) | Attempt::Unanswered(reason) => {
                 Err(Error::Unavailable { path: what, reason })
@@ -342,6 +373,7 @@ impl Reach {
             }
         };
         match client.call(request, payload, left).await {
+            Ok((Ok(LccReply::Granted(answer)), _)) => Attempt::Granted(answer),
             Ok((Ok(reply), bytes)) => Attempt::Done(Box::new(reply), bytes),
             Ok((Err(refusal), _)) => Attempt::Refused(refusal),
             Err(CallError::TooLarge) => Attempt::Refused(LccRefusal::TooBig),
@@ -358,7 +390,10 @@ impl Reach {
         self.links.borrow_mut().entry(place).or_default().clone()
     }
 
-    async fn client(&self, place: Place) -> Result<rpc::Client<Lcc>, String> {
+    /// The connection to an LCC.
+    ///
+    /// Errors: why there is none.
+    pub async fn client(&self, place: Place) -> Result<rpc::Client<Lcc>, String> {
         let link = self.link(place);
         let up = || link.client.borrow().clone().filter(|client| !client.is_closed());
         if let Some(client) = up() {

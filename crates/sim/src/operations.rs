@@ -42,6 +42,8 @@ impl World {
                 Err(_) => sleep(Duration::from_millis(100)).await,
             }
         };
+        let keeps = self.keeps_copies.get() && number % 2 == 1;
+        let _copies = keeps.then(|| client.keep_caches(None));
         while !self.stop.get() {
             self.operation(&client, number).await;
             self.operations.set(self.operations.get() + 1);

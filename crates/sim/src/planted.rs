@@ -73,6 +73,9 @@ pub const ALL: &[Planted] = &[
     planted("S-3/synced-without-a-sync", "an I/O server says synced and syncs nothing"),
     planted("S-3/damage-is-taken-for-a-torn-tail", "bad records before good ones are cut"),
     planted("S-4/a-failed-sync-is-ignored", "a failed sync counts as done"),
+    planted("N-1/recall-not-waited-for", "a change is answered while a recall is on its way"),
+    planted("N-1/caches-outlive-their-lease", "a client uses copies after its lease"),
+    planted("N-1/new-owner-does-not-wait", "a new owner changes what old copies say at once"),
     planted("N-3/an-operation-is-done-twice", "a repeated directory operation is done again"),
 ];
 

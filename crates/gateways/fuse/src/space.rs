@@ -82,7 +82,7 @@ impl<S: Store> Vfs<S> {
             _ => AttributeChanges { data: Some((FileData::None, 0)), ..Self::changed_now() },
         };
         let leaves = changes.device.is_some_and(|news| news.writers < 0);
-        let record = self.set_record(&inode.home, inode.id, changes, false).await?;
+        let (record, right) = self.set_record(&inode.home, inode.id, changes, false).await?;
         let foreign = {
             let mut state = inode.state();
             state.is_marked &= !leaves;
@@ -92,7 +92,7 @@ impl<S: Store> Vfs<S> {
                 state.mtime_waits = None;
             }
             state.record_unstable = true;
-            state.absorb(record, true, crate::clock::now_ms())
+            state.absorb(record, true, right)
         };
         if foreign {
             self.shared.drop_pages(inode.id);

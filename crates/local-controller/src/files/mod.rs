@@ -15,6 +15,7 @@
 //! | `log.rs`        | how records, checkpoints and roots stand on a device                     |
 //! | `file.rs`       | bytes of file devices                                                    |
 //! | `locks.rs`      | who holds locks of files                                                 |
+//! | `touched.rs`    | of whose copies a change makes old ones                                  |
 //! | `removal.rs`    | how devices that nothing names go away                                   |
 //! | `root.rs`       | how the root directory comes to be                                       |
 //! | `access.rs`     | what these need of a group, and the group that gives it                  |
@@ -36,6 +37,8 @@ mod root;
 mod rules;
 mod state;
 mod steps;
+mod touched;
 
+pub(crate) use checks::bad;
 pub use requests::Files;
 pub(crate) use requests::serve_one_of;

@@ -23,8 +23,8 @@ use std::time::Duration;
 use braid_env::{Address, Connection, Payload};
 use braid_terms::{DeviceId, GroupLayout, LccId, PortionIndex};
 use braid_wire::lcc::{
-    DirectoryOp, FileData, FileOp, FileTime, GroupDescription, Lcc as LccService, LccRefusal,
-    LccReply, LccRequest, OperationId,
+    AttributeChanges, DirectoryOp, FileData, FileOp, FileTime, GroupDescription, Lcc as LccService,
+    LccRefusal, LccReply, LccRequest, OperationId,
 };
 use braid_wire::rpc::{
     Client, Handler, Hello, HelloReply, Peer, Role, accept_hello, serve_connection_after,
@@ -44,6 +44,7 @@ use super::removal::remove_group;
 use super::root::ensure_root;
 use super::rules::{Circumstances, operation_of};
 use crate::Lcc;
+use crate::caches::Session;
 use crate::worker::repair_now;
 
 /// The file controllers of one LCC.
@@ -106,9 +107,10 @@ pub(crate) async fn serve_one_of(all: Vec<Rc<Files>>, mut connection: Connection
 }
 
 impl Handler<LccService> for Files {
-    type Session = ();
+    /// The client process, 0 for others.
+    type Session = Session;
 
-    fn hello(&self, hello: &Hello) -> Result<(), HelloReply> {
+    fn hello(&self, hello: &Hello) -> Result<Session, HelloReply> {
         let cluster = self.lcc.cluster();
         if hello.cluster != cluster {
             return Err(HelloReply::WrongCluster { cluster });
@@ -116,16 +118,19 @@ impl Handler<LccService> for Files {
         if hello.index != self.lcc.id().index {
             return Err(HelloReply::WrongRole);
         }
-        Ok(())
+        Ok(match hello.peer {
+            Peer::Client { random } => random,
+            Peer::Server { .. } | Peer::Unknown => 0,
+        })
     }
 
     async fn handle(
         self: Rc<Self>,
-        _: Rc<()>,
+        session: Rc<Session>,
         request: LccRequest,
         payload: Bytes,
     ) -> (Result<LccReply, LccRefusal>, Payload) {
-        match self.answer(request, payload).await {
+        match self.answer(*session, request, payload).await {
             Ok((reply, payload)) => (Ok(reply), payload),
             Err(refusal) => (Err(refusal), Payload::empty()),
         }
@@ -165,6 +170,7 @@ impl Files {
 
     async fn answer(
         self: &Rc<Self>,
+        session: Session,
         request: LccRequest,
         payload: Bytes,
     ) -> Result<(LccReply, Payload), LccRefusal> {
@@ -173,7 +179,7 @@ impl Files {
             LccRequest::File { layout, op } => {
                 return self.devices.handle(&layout, op, payload).await;
             }
-            LccRequest::Directory { layout, op } => self.directory_op(&layout, op).await?,
+            LccRequest::Directory { layout, op } => self.directory_op(session, &layout, op).await?,
             LccRequest::NewDevices { data_type, question, count } => {
                 if !(1..=NEW_DEVICES_MAX).contains(&count) {
                     return Err(bad("1 to 256 devices are made at once"));
@@ -195,6 +201,12 @@ impl Files {
                 LccReply::Verified(group.verify(from).await.map_err(super::access::read_refusal)?)
             }
             LccRequest::Status => LccReply::Status(self.lcc.status()),
+            LccRequest::Watch { registration, begins, answers } => {
+                self.lcc.caches.watch(session, registration, begins, answers).await?
+            }
+            LccRequest::KeepCaches { registration } => {
+                self.lcc.caches.keep(session, registration)?
+            }
         };
         Ok((reply, Payload::empty()))
     }
@@ -218,6 +230,7 @@ impl Files {
     /// if the directory is in memory.
     pub async fn directory_op(
         self: &Rc<Self>,
+        session: Session,
         layout: &GroupLayout,
         mut op: DirectoryOp,
     ) -> Result<LccReply, LccRefusal> {
@@ -248,8 +261,18 @@ impl Files {
                 if grows(&op) && !self.lcc.has_room(layout) {
                     return Err(LccRefusal::NoSpace);
                 }
-                let around = Circumstances { now: self.now(), new_id: self.id_for(&op).await? };
-                self.change(directory, op, around).await
+                self.before_look(layout.group(), session, &directory, &op).await;
+                let new_id = self.id_for(&op).await?;
+                let around = Circumstances { now: self.now(), new_id, session };
+                // From here on it hears what others change of what it is told.
+                let is_granted = self.lcc.caches.grant(layout.group(), session);
+                let held = self.hold_open(session, layout.group(), &directory, &op).await?;
+                let changed = self.change(directory.clone(), op, around).await;
+                if let (Some(id), Err(_)) = (held, &changed) {
+                    self.let_go(layout.group(), &directory, id).await;
+                }
+                let reply = changed?;
+                Ok(if is_granted { LccReply::Granted(Box::new(Ok(reply))) } else { reply })
             }
             DirectoryOp::Lock { lock, wait } => {
                 let since = self.locks_from(layout.group());
@@ -269,9 +292,112 @@ impl Files {
                 directory.check()?;
                 self.locks.keep(layout.group(), session, &locks)
             }
+            DirectoryOp::Closed { id } => {
+                self.lcc.caches.closed(layout.group(), session, id);
+                directory.check().map(|()| LccReply::Done)
+            }
+            DirectoryOp::Writes { id } => {
+                let reply = self.lcc.caches.writes(layout.group(), session, id).await?;
+                directory.check().map(|()| reply)
+            }
             op => {
                 self.look_is_settled(&directory, &op).await?;
-                directory.look(&op)
+                self.before_look(layout.group(), session, &directory, &op).await;
+                let seen = directory.look(&op);
+                // Only what the directory says may be kept, not that it cannot say anything.
+                let says = matches!(seen, Ok(_) | Err(LccRefusal::NotFound));
+                if says && self.lcc.caches.grant(layout.group(), session) {
+                    return Ok(LccReply::Granted(Box::new(seen)));
+                }
+                seen
+            }
+        }
+    }
+
+    /// Bytes that clients have not sent are held before others see or change the file. Source: W-9.
+    async fn before_look(
+        &self,
+        group: DeviceId,
+        session: Session,
+        directory: &Directory<OwnedGroup>,
+        op: &DirectoryOp,
+    ) {
+        let caches = &self.lcc.caches;
+        if !caches.matters(group) {
+            return;
+        }
+        match op {
+            DirectoryOp::Lookup { name } | DirectoryOp::Unlink { name, .. } => {
+                if let Some(of_name) = directory.id_of(name) {
+                    caches.before_look(group, session, |id| *id == of_name).await;
+                }
+            }
+            DirectoryOp::GetAttributes { id: of } | DirectoryOp::SetAttributes { id: of, .. } => {
+                caches.before_look(group, session, |id| id == of).await;
+            }
+            DirectoryOp::List { attributes: true, .. } => {
+                caches.before_look(group, session, |_| true).await;
+            }
+            _ => {}
+        }
+    }
+
+    /// Where an operation may take the last name of a file that others have open, a name is counted for
+    /// them first. Gives the file. Source: N-4.
+    async fn hold_open(
+        self: &Rc<Self>,
+        session: Session,
+        group: DeviceId,
+        directory: &Rc<Directory<OwnedGroup>>,
+        op: &DirectoryOp,
+    ) -> Result<Option<DeviceId>, LccRefusal> {
+        let caches = &self.lcc.caches;
+        let Some(id) = directory.last_name_in(op).filter(|_| caches.matters(group)) else {
+            return Ok(None);
+        };
+        if caches.is_held(group, id) || !caches.is_open_elsewhere(group, session, id).await {
+            return Ok(None);
+        }
+        self.count_name(directory, id, 1).await?;
+        caches.count_held(group, id, true);
+        Ok(Some(id))
+    }
+
+    /// Nobody needs the name that was counted for holders of a file any more.
+    async fn let_go(
+        self: &Rc<Self>,
+        group: DeviceId,
+        directory: &Rc<Directory<OwnedGroup>>,
+        id: DeviceId,
+    ) {
+        match self.count_name(directory, id, -1).await {
+            Ok(()) | Err(LccRefusal::NotFound) => self.lcc.caches.count_held(group, id, false),
+            // Tried again, unless the directory is lost: then the file keeps a name too many.
+            Err(refusal) => tracing::debug!(%id, ?refusal, "a removed file stays for now"),
+        }
+    }
+
+    async fn count_name(
+        self: &Rc<Self>,
+        directory: &Rc<Directory<OwnedGroup>>,
+        id: DeviceId,
+        change: i32,
+    ) -> Result<(), LccRefusal> {
+        self.counter.set(self.counter.get() + 1);
+        let operation = OperationId { client: self.random, counter: self.counter.get() };
+        let changes = AttributeChanges { nlink: change, ..AttributeChanges::default() };
+        let op = DirectoryOp::SetAttributes { operation, id, changes, stable: false };
+        let around = Circumstances { now: self.now(), new_id: DeviceId(0), session: 0 };
+        self.change(directory.clone(), op, around).await.map(drop)
+    }
+
+    /// Files that were held for who is gone, or has closed them. Source: N-4.
+    async fn let_go_of_closed(self: &Rc<Self>) {
+        for (group, id) in self.lcc.caches.held_by_nobody() {
+            match self.held(group) {
+                Some(directory) => self.let_go(group, &directory, id).await,
+                // Somebody else owns it now, and knows nothing of it.
+                None => self.lcc.caches.count_held(group, id, false),
             }
         }
     }
@@ -388,6 +514,7 @@ impl Files {
             return Err(LccRefusal::NotEmpty);
         }
         self.forget(layout.group());
+        self.lcc.caches.end_group(layout.group()).await;
         remove_group(&self.lcc, layout).await?;
         Ok(LccReply::Done)
     }
@@ -407,6 +534,7 @@ impl Files {
         let mut uploads_looked_at = Instant::now();
         loop {
             sleep(BACKGROUND_EVERY).await;
+            self.let_go_of_closed().await;
             self.work_off_removals().await;
             self.work_off_joints().await;
             if UPLOADS_EVERY <= uploads_looked_at.elapsed() {
@@ -511,7 +639,7 @@ impl Files {
         layout: &GroupLayout,
         request: LccRequest,
     ) -> Result<LccReply, LccRefusal> {
-        match Box::pin(self.answer(request.clone(), Bytes::new())).await {
+        match Box::pin(self.answer(0, request.clone(), Bytes::new())).await {
             Err(LccRefusal::NotOwner { owner: Some((lcc, address)) }) => {
                 self.ask_peer(lcc, address, &request).await
             }
