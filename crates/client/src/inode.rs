@@ -6,13 +6,16 @@
 //! # Not here
 //! Names and paths: `node.rs`, `namespace.rs`.
 
+use std::rc::Rc;
+
 use braid_env::Payload;
 use braid_terms::{AckMode, DataType, DiskId, GroupLayout, PolicyQuestion, SCHEME_DEFAULT};
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
 use braid_wire::lcc::{Chosen, DirectoryOp, FileOp, LccReply, LccRequest, OperationId};
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
-use crate::{Client, Error};
+use crate::{Caches, Client, Error, Notice};
 
 /// Bytes of the whole cluster, as users count them: without parity.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -28,6 +31,15 @@ impl Client {
     #[must_use]
     pub fn operation(&self) -> OperationId {
         self.inner().reach.operation()
+    }
+
+    /// Keeps what owners say from now on, as long as they grant it; with `notices` a gateway hears what
+    /// it is to drop of its own copies.
+    #[must_use]
+    pub fn keep_caches(&self, notices: Option<mpsc::UnboundedSender<Notice>>) -> Rc<Caches> {
+        let caches = Caches::new(self.inner().reach.clone(), notices);
+        *self.inner().caches.borrow_mut() = Some(caches.clone());
+        caches
     }
 
     /// Does it at the owner of a directory's group.

@@ -22,6 +22,7 @@
 //! # Source
 //! DESIGN 8, 9, 13; L1, L2 of `wire::lcc`.
 
+mod caches;
 mod cluster_file;
 mod error;
 mod file;
@@ -37,6 +38,7 @@ mod told;
 mod tree;
 
 pub use braid_wire::lcc::{AttributeChanges, Attributes, FileData, FileKind, FileTime, SetTime};
+pub use caches::{Caches, Grant, Notice, Pins, Recalled};
 pub use cluster_file::{ClusterFile, ClusterFileError, ServerEntry};
 pub use error::Error;
 pub use file::{File, FileReader};

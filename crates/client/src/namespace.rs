@@ -2,9 +2,10 @@
 //!
 //! # Theory
 //! A path is walked from the root, one look-up at a time; a symbolic link puts its target in front
-//! of the rest. Nothing is cached between calls: every answer is the owner's (N-1 is not built).
+//! of the rest. Nothing is kept between calls, unless [`Client::keep_caches`] is asked for (N-1).
 //! Who works much in one directory opens it once ([`Client::directory`]) and names what is in it.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::node::unexpected;
 use crate::path::text;
 use crate::reach::Reach;
 use crate::{
-    ClusterFile, Directory, EntryAttributes, Error, File, Node, PutOptions, PutWriter,
+    Caches, ClusterFile, Directory, EntryAttributes, Error, File, Node, PutOptions, PutWriter,
     RenameOptions, StorePath,
 };
 
@@ -59,6 +60,8 @@ pub(crate) struct Inner {
     pub files: Rc<Stock>,
     pub directories: Rc<Stock>,
     pub options: ClientOptions,
+    /// What owners said, if it is kept. Source: N-1.
+    pub caches: RefCell<Option<Rc<Caches>>>,
     root: GroupLayout,
     /// Uploads that are given up: told by a task, since `drop` cannot wait.
     abandoned: mpsc::UnboundedSender<(GroupLayout, DeviceId)>,
@@ -130,6 +133,7 @@ impl Client {
             ),
             reach: reach.clone(),
             options,
+            caches: RefCell::default(),
             root,
             abandoned,
         });

@@ -422,6 +422,11 @@ impl Inner {
         layout: &GroupLayout,
         op: DirectoryOp,
     ) -> Result<LccReply, Error> {
+        let caches = self.caches.borrow().clone();
+        if let Some(caches) = caches {
+            caches.drop_lost();
+            return caches.directory_op(layout, op).await.0;
+        }
         let request = LccRequest::Directory { layout: layout.clone(), op };
         self.reach.ask(&request, Payload::empty()).await.map(|(reply, _)| reply)
     }

@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_env::{Address, Env, Payload};
-use braid_local_controller::files::{Caller, Files};
+use braid_local_controller::files::{Asker, Caller, Files, Session};
 use braid_terms::{ClusterId, ClusterMap, DeviceId, LccId, ServerId, WriteNumber};
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::CoordinatorClient;
@@ -80,6 +80,15 @@ pub struct Local {
     pub server: ServerId,
     /// It itself.
     pub files: Rc<Files>,
+}
+
+/// What an answer was.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered {
+    /// Who gave it.
+    pub place: Place,
+    /// It may be kept. Source: N-1.
+    pub is_granted: bool,
 }
 
 /// What one attempt gave.
@@ -238,6 +247,16 @@ impl Reach {
         request: &LccRequest,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), Error> {
+        self.ask_noting(request, payload, &mut None).await
+    }
+
+    /// As `ask`; says also whose answer it was, or whose refusal.
+    pub async fn ask_noting(
+        &self,
+        request: &LccRequest,
+        payload: Payload,
+        answered: &mut Option<Answered>,
+    ) -> Result<(LccReply, Bytes), Error> {
         let group = match request {
             LccRequest::Directory { layout, .. }
             | LccRequest::File { layout, .. }
@@ -247,7 +266,9 @@ impl Reach {
             LccRequest::NewDevices { .. }
             | LccRequest::Choose { .. }
             | LccRequest::Shadow { .. }
-            | LccRequest::Status => {
+            | LccRequest::Status
+            | LccRequest::Watch { .. }
+            | LccRequest::KeepCaches { .. } => {
                 unreachable!("not about a group: see ask_at")
             }
         };
@@ -271,7 +292,10 @@ impl Reach {
                         self.told.note(group, number);
                     }
                     self.told.synced(group, &named);
-                    return Ok((answer.reply, bytes));
+                    let (is_granted, reply) = said(answer.reply);
+                    *answered = Some(Answered { place, is_granted });
+                    let reply = reply.map_err(|refusal| Error::refused(refusal, what()))?;
+                    return Ok((reply, bytes));
                 }
                 Attempt::Refused(LccRefusal::HeldLost) => {
                     self.told.lost(group, &named);
@@ -329,7 +353,9 @@ impl Reach {
     pub async fn ask_at(&self, place: Place, request: &LccRequest) -> Result<LccReply, Error> {
         let what = format!("the server at {}", place.0);
         match self.attempt(place, request, Payload::empty(), self.deadline.min(ASK_AT_MAX)).await {
-            Attempt::Done(answer, _) => Ok(answer.reply),
+            Attempt::Done(answer, _) => {
+                said(answer.reply).1.map_err(|refusal| Error::refused(refusal, what))
+            }
             Attempt::Refused(refusal) => Err(Error::refused(refusal, what)),
             Attempt::Unreached(reason) | Attempt::Unanswered(reason) => {
                 Err(Error::Unavailable { path: what, reason })
@@ -402,7 +428,7 @@ impl Reach {
     ) -> Attempt {
         let local = self.local.borrow().clone().filter(|local| local.place == place);
         if let Some(local) = local {
-            return ask_local(&local.files, request, payload, left).await;
+            return ask_local(&local.files, self.random, request, payload, left).await;
         }
         let client = match timeout(left.min(CONNECT_MAX), self.client(place)).await {
             Ok(Ok(client)) => client,
@@ -429,7 +455,10 @@ impl Reach {
         self.links.borrow_mut().entry(place).or_default().clone()
     }
 
-    async fn client(&self, place: Place) -> Result<rpc::Client<Lcc>, String> {
+    /// The connection to an LCC.
+    ///
+    /// Errors: why there is none.
+    pub async fn client(&self, place: Place) -> Result<rpc::Client<Lcc>, String> {
         let link = self.link(place);
         let up = || link.client.borrow().clone().filter(|client| !client.is_closed());
         if let Some(client) = up() {
@@ -462,6 +491,14 @@ impl Reach {
     }
 }
 
+/// What an answer says, and whether it may be kept. Source: N-1.
+fn said(reply: LccReply) -> (bool, Result<LccReply, LccRefusal>) {
+    match reply {
+        LccReply::Granted(answer) => (true, *answer),
+        reply => (false, Ok(reply)),
+    }
+}
+
 fn is_sync(request: &LccRequest) -> bool {
     matches!(
         request,
@@ -484,11 +521,13 @@ fn naming<'a>(request: &'a LccRequest, named: &[WriteNumber]) -> Cow<'a, LccRequ
 
 async fn ask_local(
     files: &Rc<Files>,
+    session: Session,
     request: &LccRequest,
     payload: Payload,
     left: Duration,
 ) -> Attempt {
-    let answer = Box::pin(files.answer(Caller::Here, request.clone(), payload.into_bytes()));
+    let asker = Asker { caller: Caller::Here, session };
+    let answer = Box::pin(files.answer(asker, request.clone(), payload.into_bytes()));
     match timeout(left, answer).await {
         Ok(Ok((answer, payload))) => Attempt::Done(Box::new(answer), payload.into_bytes()),
         Ok(Err(refusal)) => Attempt::Refused(refusal),

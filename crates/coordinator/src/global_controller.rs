@@ -56,6 +56,9 @@ pub struct GlobalController {
     /// The map for which the tables below were looked through.
     map_version: u64,
     lcs: BTreeMap<Incarnation, LcLease>,
+    /// Until when clients may have copies of what owners gave that are gone: a copy lives no longer
+    /// than the lease of the LC that gave it. Source: N-1.
+    caches_until: Moment,
     ios: BTreeMap<Incarnation, IoLease>,
     holders: BTreeMap<DeviceId, Holding>,
     /// Numbers of live ranges that their LCC does not own any more.
@@ -129,6 +132,8 @@ impl GlobalController {
             present: now,
             map_version: 0,
             lcs: BTreeMap::new(),
+            // Of LCs that went in an earlier term nothing is known.
+            caches_until: now + lease_at_gc(),
             ios: BTreeMap::new(),
             holders: BTreeMap::new(),
             given_up: BTreeSet::new(),
@@ -155,6 +160,9 @@ impl GlobalController {
         }
         self.map_version = map.version;
         let valid: BTreeSet<_> = map.servers.values().filter_map(|server| server.lc).collect();
+        let gone = self.lcs.iter().filter(|(lc, _)| !valid.contains(lc));
+        let last = gone.map(|(_, lease)| lease.until).max();
+        self.caches_until = self.caches_until.max(last.unwrap_or_default());
         self.lcs.retain(|lc, _| valid.contains(lc));
         self.work_cursors.retain(|lc, _| valid.contains(lc));
         for lc in valid {
@@ -268,6 +276,12 @@ impl GlobalController {
         let grant = self.next_grant();
         self.holders.insert(group, Holding { lcc, grant });
         Ownership::Granted(grant)
+    }
+
+    /// How long clients may still have copies of what owners gave that are gone. Source: N-1.
+    pub fn caches_left_ms(&mut self, now: Moment, state: &StateMachine) -> u32 {
+        self.follow_map(now, state);
+        milliseconds(self.caches_until - now)
     }
 
     /// Only looks who owns a group.

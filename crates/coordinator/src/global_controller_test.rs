@@ -100,6 +100,21 @@ fn a_group_has_one_owner_until_it_is_released() {
     assert!(world.effects.is_empty());
 }
 
+/// Clients keep copies no longer than the lease of the LC that gave them: a new owner need not wait
+/// where that has run out, and must where the LC was started again before.
+#[test] // Proves: N-1.
+fn copies_live_as_long_as_the_lease_of_who_gave_them() {
+    let mut world = World::new().all_told();
+    assert_eq!(world.gc.caches_left_ms(START, &world.state), milliseconds(LEASE), "of before");
+    world.renew(START + LEASE, 1).unwrap();
+    assert_eq!(world.gc.caches_left_ms(START + LEASE, &world.state), 0);
+    world.renew(START + LEASE, 0).unwrap();
+    world.invalidate(0);
+    let left = world.gc.caches_left_ms(START + LEASE + 500 * MS, &world.state);
+    assert_eq!(left, milliseconds(LEASE) - 500);
+    assert_eq!(world.gc.caches_left_ms(START + LEASE + LEASE, &world.state), 0);
+}
+
 /// The old global controller granted d to A, the reply was delayed. The new one asks A, which does
 /// not list d. Only when all have told does it grant d, under a term above A's late grant.
 #[test] // Proves: O-3. Hole 6.

@@ -300,7 +300,9 @@ impl Driver {
                 // No dead LCC may have left anything of this group unfinished. Source: O-8.
                 let clean = state.facts().pending().all(|lcc| state.is_valid_lcc(lcc))
                     || braid_terms::planted!("O-8/clean-while-a-sweep-is-due");
-                Ok(CoordinatorReply::Granted { grant, facts, clean })
+                let now = self.env.now();
+                let caches_ms = self.lead(|gc, state, _| gc.caches_left_ms(now, state))?;
+                Ok(CoordinatorReply::Granted { grant, facts, clean, caches_ms })
             }
             Ownership::OwnedBy(incarnation) => {
                 let place = state.find_lcc(incarnation).and_then(|(lcc, _)| {

@@ -32,6 +32,7 @@ use braid_wire::lcc::LccStatus;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep};
 
+use crate::caches::Caches;
 use crate::disks::Disks;
 use crate::group::open::OpenError;
 use crate::group::{Dead, Group};
@@ -113,6 +114,8 @@ pub struct Lcc {
     incarnation: Incarnation,
     pub(crate) coordinators: CoordinatorClient,
     pub(crate) disks: Disks,
+    /// Copies that clients have of its groups. Source: N-1.
+    pub(crate) caches: Rc<Caches>,
     map: RefCell<Rc<ClusterMap>>,
     lease_until: Cell<Moment>,
     live_disks: RefCell<BTreeMap<DiskId, LiveDisk>>,
@@ -160,6 +163,7 @@ pub(crate) struct LccParts {
 impl Lcc {
     pub(crate) fn new(parts: LccParts) -> Rc<Self> {
         let lcc = Rc::new(Self {
+            caches: Rc::new(Caches::new(parts.env.clone())),
             env: parts.env,
             cluster: parts.cluster,
             id: parts.id,
@@ -239,6 +243,7 @@ impl Lcc {
 
     pub(crate) fn set_lease(&self, until: Moment, disks: &[LiveDisk]) {
         self.lease_until.set(self.lease_until.get().max(until));
+        self.caches.set_lease(self.lease_until.get());
         *self.live_disks.borrow_mut() = disks.iter().map(|live| (live.disk, *live)).collect();
     }
 
@@ -480,7 +485,8 @@ impl Lcc {
                     braid_terms::sometimes!("O-3: a late grant was refused");
                     sleep(ASK_PAUSE).await;
                 }
-                CoordinatorReply::Granted { grant, facts, clean } => {
+                CoordinatorReply::Granted { grant, facts, clean, caches_ms } => {
+                    self.caches.granted(device, Duration::from_millis(caches_ms.into()));
                     return Ok((grant, facts, clean));
                 }
                 CoordinatorReply::OwnedBy { lcc, incarnation, address } => {
@@ -733,17 +739,22 @@ impl Lcc {
         }
         idle.sort_by_key(|group| group.used.get());
         idle.truncate(count - keep);
-        let mut released = Vec::new();
+        let (mut released, mut ending) = (Vec::new(), Vec::new());
         for group in idle {
             let device = group.layout.group();
             // Whoever still holds it must not use it.
-            if Rc::strong_count(&group) > 2 || group.has_facts() {
+            let is_used = Rc::strong_count(&group) > 2 || self.caches.has_held(device);
+            if is_used || group.has_facts() {
                 continue;
             }
-            self.groups.borrow_mut().remove(&device);
             if self.own_range(device).is_none() {
+                ending.push(self.caches.end_group(device).await);
+                if Rc::strong_count(&group) > 2 {
+                    continue;
+                }
                 released.push((device, group.grant));
             }
+            self.groups.borrow_mut().remove(&device);
         }
         if !released.is_empty() {
             let request = CoordinatorRequest::Release { lcc: self.incarnation, groups: released };

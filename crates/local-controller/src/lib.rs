@@ -6,12 +6,14 @@
 //! | `worker.rs`         | one LCC's thread, and what the LC says to it                         |
 //! | `lcc.rs`            | which groups an LCC owns, and where new ones go                      |
 //! | `group/`            | RAID controller: cluster writes, reads, opens, repair of one group   |
+//! | `caches.rs`         | which clients have copies of what it says, and how they are recalled |
 //! | `disks.rs`          | connections to I/O servers, syncs and marks for all groups           |
 //! | `files/`            | file controllers: directories, attributes, file bytes                |
 //! | `shadow.rs`         | what it finishes for writers of other servers that are silent        |
 //! | `placement.rs`      | which disks a new group gets                                         |
 //! | `ranges.rs`         | which device numbers are its own without asking                      |
 
+mod caches;
 mod disks;
 pub mod files;
 mod group;

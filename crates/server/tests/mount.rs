@@ -96,6 +96,92 @@ fn a_mount_is_a_file_system() {
     assert!(!cluster.ok(&["ls", "/"]).lines().any(|line| line == "d" || line == "d/"));
 }
 
+/// What one mount did is there for the other when the call returns: names, sizes, times, and bytes that
+/// the other's kernel has in its pages already.
+#[test] // Proves: N-1.
+fn two_mounts_see_at_once_what_the_other_did() {
+    let cluster = Cluster::started(3);
+    let Some(one) = Mount::start(&cluster, "one", &[]) else { return };
+    let Some(other) = Mount::start(&cluster, "other", &[]) else { return };
+    fs::create_dir(one.path("d")).expect("it is made");
+    fs::write(one.path("d/file"), pattern(20_000)).expect("it is written");
+    let open = File::open(other.path("d/file")).expect("it opens");
+    let mut read = vec![0; 20_000];
+    open.read_exact_at(&mut read, 0).expect("it is read");
+    assert!(read == pattern(20_000));
+    for round in 0..30_u8 {
+        // Absent, and known to be; then there, with its size; then gone by another name.
+        let (here, there) =
+            (one.path(format!("d/new-{round}")), other.path(format!("d/new-{round}")));
+        assert!(!there.exists());
+        fs::write(&here, vec![round; usize::from(round)]).expect("it is written");
+        assert_eq!(fs::metadata(&there).expect("it is there").len(), u64::from(round));
+        fs::rename(&there, other.path(format!("d/moved-{round}"))).expect("it is renamed");
+        assert!(!here.exists());
+        assert_eq!(fs::read_dir(one.path("d")).expect("it lists").count(), usize::from(round) + 2);
+        // In place, also larger than what stands in a record.
+        let writer = OpenOptions::new().write(true).open(one.path("d/file")).expect("it opens");
+        writer.write_all_at(&vec![round; 9_000], 5_000).expect("it is written");
+        if round % 2 == 0 {
+            writer.sync_all().expect("it is stable");
+        }
+        drop(writer);
+        open.read_exact_at(&mut read, 0).expect("it is read");
+        assert!(read[5_000..14_000].iter().all(|byte| *byte == round), "round {round}");
+        assert!(read[..5_000] == pattern(20_000)[..5_000]);
+        let times = [one.path("d/file"), other.path("d/file")];
+        let [here, there] = times.map(|path| fs::metadata(path).expect("it is there"));
+        assert_eq!((here.mtime(), here.mtime_nsec()), (there.mtime(), there.mtime_nsec()));
+    }
+    // Bytes that wait in the other mount are there for who looks, reads or lists.
+    let writer = OpenOptions::new().write(true).open(one.path("d/file")).expect("it opens");
+    for round in 0..20_u8 {
+        writer.write_all_at(&[round; 100], 19_990 + u64::from(round)).expect("it is written");
+        assert_eq!(open.metadata().expect("it is there").len(), 20_090 + u64::from(round));
+        writer.write_all_at(&[round; 100], 500).expect("it is written");
+        open.read_exact_at(&mut read[..100], 500).expect("it is read");
+        assert_eq!(read[..100], [round; 100], "round {round}");
+    }
+    drop(writer);
+    // A cut, and an attribute.
+    fs::File::options()
+        .write(true)
+        .open(one.path("d/file"))
+        .and_then(|f| f.set_len(7))
+        .expect("cut");
+    assert_eq!(open.metadata().expect("it is there").len(), 7);
+    fs::set_permissions(one.path("d/file"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("it is set");
+    assert_eq!(open.metadata().expect("it is there").mode() & 0o777, 0o600);
+}
+
+/// A file that one mount removes stays as long as the other has it open, and goes with that close.
+#[test] // Proves: N-4.
+fn a_file_removed_by_one_mount_stays_while_the_other_has_it_open() {
+    let cluster = Cluster::started(3);
+    let Some(one) = Mount::start(&cluster, "one", &[]) else { return };
+    let Some(other) = Mount::start(&cluster, "other", &[]) else { return };
+    fs::write(one.path("removed"), pattern(300_000)).expect("it is written");
+    fs::write(one.path("replaced"), pattern(100)).expect("it is written");
+    let open = |name| OpenOptions::new().read(true).write(true).open(other.path(name));
+    let files = ["removed", "replaced"].map(|name| open(name).expect("it opens"));
+    fs::remove_file(one.path("removed")).expect("it is removed");
+    fs::write(one.path("new"), b"new").expect("it is written");
+    fs::rename(one.path("new"), one.path("replaced")).expect("it is replaced");
+    assert!(!other.path("removed").exists());
+    assert_eq!(fs::read(other.path("replaced")).expect("it is read"), b"new");
+    for (file, length) in files.iter().zip([300_000, 100]) {
+        let mut read = vec![0; length];
+        file.read_exact_at(&mut read, 0).expect("it is still there");
+        assert!(read == pattern(length));
+        file.write_all_at(b"late", 10).expect("it is written");
+        file.sync_all().expect("it is stable");
+        file.read_exact_at(&mut read[..4], 10).expect("it is read");
+        assert_eq!(&read[..4], b"late");
+    }
+    drop(files);
+}
+
 #[test]
 fn bad_options_are_refused_with_a_reason() {
     let cluster = Cluster::started(3);

@@ -61,6 +61,8 @@ impl World {
                 Err(_) => sleep(Duration::from_millis(100)).await,
             }
         };
+        let keeps = self.keeps_copies.get() && matches!(number % 4, 1 | 2);
+        let _copies = keeps.then(|| client.keep_caches(None));
         // Every other client is a mount.
         let hosted = match number % 2 {
             0 => Some(self.cluster.host(&client, number).await),

@@ -233,6 +233,9 @@ pub const ALL: &[Planted] = &[
         "a failed sync counts as done",
         "hole_20_a_failed_sync_is_no_sync",
     ),
+    by_seeds("N-1/recall-not-waited-for", "a change is answered while a recall is on its way"),
+    by_seeds("N-1/caches-outlive-their-lease", "a client uses copies after its lease"),
+    by_seeds("N-1/new-owner-does-not-wait", "a new owner changes what old copies say at once"),
     by_seeds("N-3/an-operation-is-done-twice", "a repeated directory operation is done again"),
 ];
 

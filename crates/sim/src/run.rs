@@ -18,7 +18,7 @@ use braid_terms::RaidScheme;
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::{CLIENTS, Cluster};
-use crate::faults::Rules;
+use crate::faults::{RoundKind, Rules};
 use crate::oracle::{Oracle, Process};
 use crate::planted::Planted;
 
@@ -105,6 +105,9 @@ pub struct World {
     pub stop: Rc<Cell<bool>>,
     /// The site lost its power in this round.
     pub was_cut: Rc<Cell<bool>>,
+    /// Some clients keep copies of what owners say, as mounts do. Not where the site loses its power: what
+    /// was not synced may be gone while they still have it.
+    pub keeps_copies: Rc<Cell<bool>>,
     /// Bits were flipped in files of disks.
     pub has_rotted: Rc<Cell<bool>>,
     /// Writes to some files are answered from memory.
@@ -130,6 +133,7 @@ pub fn run_seed(seed: u64, settings: Settings) -> Outcome {
             violation: Rc::default(),
             stop: Rc::default(),
             was_cut: Rc::default(),
+            keeps_copies: Rc::default(),
             has_rotted: Rc::default(),
             memory: Rc::new(Cell::new(seed.is_multiple_of(3))),
             reached: Rc::default(),
@@ -189,6 +193,7 @@ impl World {
         self.tell(|| format!("round {round}: {rules:?}"));
         self.stop.set(false);
         self.was_cut.set(false);
+        self.keeps_copies.set(rules.kind != RoundKind::Site);
         let target = settings.operations * u64::from(round + 1) / u64::from(settings.rounds);
         (0..settings.clients).for_each(|number| self.start_client(number));
         if timeout(ROUND_MAX, self.under_faults(settings, &rules, target)).await.is_err() {

@@ -283,6 +283,9 @@ pub enum CoordinatorReply {
         facts: Vec<Fact>,
         /// No dead incarnation is pending for it: portions need not all be opened. Source: O-8.
         clean: bool,
+        /// For so many milliseconds from now clients may have copies of what owners gave that are gone.
+        /// Source: N-1.
+        caches_ms: u32,
     },
     /// To `Grant`, `FindOwner`: somebody owns it.
     OwnedBy {

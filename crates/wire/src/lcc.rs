@@ -103,6 +103,54 @@ pub enum LccRequest {
     },
     /// State of the LCC. Answer: `Status`.
     Status,
+    /// A client process with caches waits for recalls; the owner answers when there are some, or after
+    /// a while with none. One at a time: the next one ends it. Answer: `Recalls`; `NotFound` where the
+    /// registration has ended. Source: N-1.
+    Watch {
+        /// Of this client process at this LCC, drawn by it anew for each.
+        registration: u64,
+        /// It begins: nothing that an earlier one was given is kept any more.
+        begins: bool,
+        /// To recalls of before.
+        answers: Vec<RecallAnswer>,
+    },
+    /// The client process uses what it was given. Answer: `Lease`; `NotFound` where the registration
+    /// has ended. Source: N-1.
+    KeepCaches {
+        /// See `Watch`.
+        registration: u64,
+    },
+}
+
+/// What an owner takes back that a client process may have copies of. Source: N-1.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Recall {
+    /// Grows with each of a registration.
+    pub number: u64,
+    /// The directory's group.
+    pub group: DeviceId,
+    /// What these names stand for, or that they stand for nothing.
+    pub names: Vec<bytes::Bytes>,
+    /// Attributes and bytes of these.
+    pub ids: Vec<DeviceId>,
+    /// All of the group.
+    pub all: bool,
+    /// Bytes of these that wait at the client are asked for: to be held when this is answered, and from
+    /// then on none wait unless it says so anew. Nothing else is named then. Source: W-9.
+    pub unsent: Vec<DeviceId>,
+    /// Whether any of these is open at the client is asked; nothing else is named then. Source: N-4.
+    pub open: Vec<DeviceId>,
+}
+
+/// To a recall: nothing of it is kept any more. Source: N-1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RecallAnswer {
+    /// Which.
+    pub number: u64,
+    /// Of this group nothing is kept at all: it is not watched any more.
+    pub released: Option<DeviceId>,
+    /// One that was asked about is open: it is to stay until `Closed`.
+    pub is_open: bool,
 }
 
 /// A decided mark that not all portions have heard.
@@ -497,6 +545,18 @@ pub enum DirectoryOp {
         /// does not count any more.
         written: Vec<WriteNumber>,
     },
+    /// A client process that is registered is going to keep bytes of a file that it has not sent: who
+    /// looks at the file has them sent first. Answer: `Done`; `Conflict` where it is not registered.
+    /// Source: W-9.
+    Writes {
+        /// The file, whose attributes are kept here.
+        id: DeviceId,
+    },
+    /// A file is not open any more that the client process said was. Answer: `Done`. Source: N-4.
+    Closed {
+        /// The file, whose attributes are kept here.
+        id: DeviceId,
+    },
     /// Removes the portions of a retired directory that no name is left of. Answer: `Done`.
     Remove,
     /// Locks a file whose attributes are kept here. A wait ends after some seconds: then ask again.
@@ -771,6 +831,13 @@ pub enum LccReply {
     Lock(Option<FileLock>),
     /// Locks that somebody else got meanwhile.
     LostLocks(Vec<FileLock>),
+    /// To a look of a client process that is registered: an answer that it may keep until it is
+    /// recalled, or its lease is over. Source: N-1.
+    Granted(Box<Result<LccReply, LccRefusal>>),
+    /// To `Watch`.
+    Recalls(Vec<Recall>),
+    /// To `KeepCaches`: what was given may be kept for so many milliseconds from when it was asked.
+    Lease(u32),
 }
 
 /// State of a group at its owner.

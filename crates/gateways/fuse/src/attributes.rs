@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::acl::{ACCESS, Acl, is_acl};
 use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names, State};
-use crate::store::Store;
+use crate::store::{Right, Store};
 use crate::vfs::{Shared, Vfs};
 use crate::write::Depth;
 
@@ -54,8 +54,7 @@ impl Shared {
     pub fn attributes_here(&self, id: DeviceId) -> Option<Attributes> {
         let inode = self.inodes.get(id)?;
         let state = inode.state();
-        let here =
-            self.is_fresh(state.fetched_ms) || state.names != Names::Some || state.unborn.is_some();
+        let here = state.is_fresh() || state.names != Names::Some || state.unborn.is_some();
         here.then(|| state.shown())
     }
 
@@ -66,7 +65,7 @@ impl Shared {
         }
         let inode = self.inodes.get(id)?;
         let state = inode.state();
-        self.is_fresh(state.fetched_ms).then(|| find_xattr(&state.record, name))
+        state.is_fresh().then(|| find_xattr(&state.record, name))
     }
 }
 
@@ -146,11 +145,11 @@ impl<S: Store> Vfs<S> {
         id: DeviceId,
         changes: AttributeChanges,
         stable: bool,
-    ) -> Outcome<Attributes> {
+    ) -> Outcome<(Attributes, Right)> {
         let operation = self.store.operation();
         let op = DirectoryOp::SetAttributes { operation, id, changes, stable };
-        match self.directory(home, op).await? {
-            LccReply::Attributes(record) => Ok(*record),
+        match self.look(home, op).await? {
+            (LccReply::Attributes(record), right) => Ok((*record, right)),
             _ => Err(Errno::IO),
         }
     }
@@ -162,8 +161,8 @@ impl<S: Store> Vfs<S> {
         changes: AttributeChanges,
         stable: bool,
     ) -> Outcome<()> {
-        let record = self.set_record(&inode.home, inode.id, changes, stable).await?;
-        self.absorb(inode, record, true);
+        let (record, right) = self.set_record(&inode.home, inode.id, changes, stable).await?;
+        self.absorb(inode, record, true, right);
         inode.state().record_unstable = !stable;
         Ok(())
     }

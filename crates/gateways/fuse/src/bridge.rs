@@ -61,10 +61,10 @@ pub struct Serving<S> {
 pub async fn begin<S: Store>(
     store: S,
     tuning: Tuning,
-    stale_pages: std::sync::mpsc::Sender<Stale>,
+    stale: (std::sync::mpsc::Sender<Stale>, std::sync::mpsc::Sender<Stale>),
 ) -> Result<(Bridge<S>, Serving<S>), StoreError> {
     let root = store.root().await?;
-    let shared = Arc::new(Shared::new(tuning, root.group(), stale_pages));
+    let shared = Arc::new(Shared::new(tuning, root.group(), stale, store.pins()));
     let vfs = Vfs::new(shared.clone(), store);
     vfs.begin(&root).await.map_err(|error| StoreError::Unreachable {
         reason: format!("the root directory cannot be read: {error}"),
@@ -82,6 +82,9 @@ impl<S: Store> Serving<S> {
         only: Option<u32>,
         end: std::sync::mpsc::Sender<std::io::Result<()>>,
     ) {
+        // Without it the kernel believes what it was told as long as it was told.
+        *self.vfs.notices.borrow_mut() = fd.try_clone().ok();
+        let recalls = tokio::task::spawn_local(self.vfs.clone().attend_notices());
         let session = Session::new(self.vfs.clone(), fd, only);
         let jobs = async {
             while let Some(job) = self.jobs.recv().await {
@@ -94,13 +97,16 @@ impl<S: Store> Serving<S> {
             outcome = session.serve() => outcome,
             () = jobs => Ok(()),
         };
+        self.vfs.notices.borrow_mut().take();
         // Nobody listens: the process is ending.
         let _ = end.send(outcome);
         if let Err(error) = self.vfs.flush_all(Depth::Stable).await {
             tracing::error!(%error, "not all written bytes reached the cluster");
         }
         self.vfs.close_all().await;
+        // Its own LCC, too, takes back what was given here.
         self.vfs.store.end().await;
+        recalls.abort();
     }
 }
 

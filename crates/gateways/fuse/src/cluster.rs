@@ -2,33 +2,47 @@
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
 
-use braid_client::{Client, ClientOptions, ClusterFile, Error, HostOptions, Hosted};
+use braid_client::{
+    Caches, Client, ClientOptions, ClusterFile, Error, HostOptions, Hosted, Notice, Pins,
+};
 use braid_env::{Env, Payload, machine};
-use braid_terms::{AckMode, DataType, GroupLayout, PolicyQuestion};
+use braid_terms::{AckMode, DataType, DeviceId, GroupLayout, PolicyQuestion};
 use braid_wire::lcc::{DirectoryOp, FileOp, LccReply, OperationId};
 use bytes::Bytes;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::errno::Errno;
 use crate::mount::{Flags, MountError, MountOptions, Mounted};
-use crate::store::{Space, Store, StoreError};
+use crate::store::{Right, Space, Store, StoreError};
 
 /// A cluster.
 pub struct ClusterStore {
     client: Client,
     hosted: RefCell<Option<Hosted>>,
+    /// None where nothing is to be kept.
+    caches: Option<Rc<Caches>>,
+    notices: RefCell<UnboundedReceiver<Notice>>,
+    pins: Arc<Pins>,
 }
 
 impl ClusterStore {
-    /// Reaches the cluster.
+    /// Reaches the cluster; what owners say may be kept.
     pub async fn connect(
         env: Env,
         file: &ClusterFile,
         priority: Option<u8>,
+        keeps: bool,
     ) -> Result<Self, StoreError> {
         let options = ClientOptions { priority, ..ClientOptions::default() };
         let client = Client::connect_with(env, file, options).await.map_err(store_error)?;
-        Ok(Self { client, hosted: RefCell::default() })
+        let (notices, heard) = tokio::sync::mpsc::unbounded_channel();
+        let caches = keeps.then(|| client.keep_caches(Some(notices)));
+        let pins = caches.as_ref().map(|caches| caches.pins().clone()).unwrap_or_default();
+        let hosted = RefCell::default();
+        Ok(Self { client, hosted, caches, notices: RefCell::new(heard), pins })
     }
 
     /// Starts an LCC in this process, which owns what only this mount uses.
@@ -75,8 +89,35 @@ impl Store for ClusterStore {
         &self,
         group: &GroupLayout,
         op: DirectoryOp,
-    ) -> Result<LccReply, StoreError> {
-        self.client.directory_op(group, op).await.map_err(store_error)
+    ) -> Result<(LccReply, Right), StoreError> {
+        let Some(caches) = &self.caches else {
+            let reply = self.client.directory_op(group, op).await.map_err(store_error)?;
+            return Ok((reply, None));
+        };
+        let (reply, right) = caches.directory_op(group, op).await;
+        Ok((reply.map_err(store_error)?, right))
+    }
+
+    fn right(&self, group: DeviceId) -> Right {
+        self.caches.as_ref()?.granted(group)
+    }
+
+    fn pins(&self) -> Arc<Pins> {
+        self.pins.clone()
+    }
+
+    fn drop_lost(&self) {
+        if let Some(caches) = &self.caches {
+            caches.drop_lost();
+        }
+    }
+
+    fn notice_now(&self) -> Option<Notice> {
+        self.notices.borrow_mut().try_recv().ok()
+    }
+
+    async fn notice(&self) -> Option<Notice> {
+        std::future::poll_fn(|context| self.notices.borrow_mut().poll_recv(context)).await
     }
 
     async fn file(
@@ -140,9 +181,10 @@ pub fn start(options: &MountOptions) -> Result<Mounted<ClusterStore>, MountError
     let flags = Flags::parse(options.options.iter().map(String::as_str))?;
     let name = options.cluster_file.to_string_lossy().into_owned();
     let priority = flags.priority;
+    let keeps = flags.tuning.ttl_ms > 0;
     let host = host_options(&file, options).filter(|_| flags.own_lcc);
     let make = move |env| async move {
-        let store = ClusterStore::connect(env, &file, priority).await?;
+        let store = ClusterStore::connect(env, &file, priority, keeps).await?;
         if let Some(host) = host {
             store.host(host).await;
         }

@@ -17,6 +17,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use braid_terms::{AckMode, DeviceId, GroupLayout};
 use braid_wire::lcc::{Attributes, DeviceLength, DeviceNews, FileData, FileKind, FileTime};
@@ -25,7 +26,9 @@ use tokio::sync::Notify;
 
 use crate::around::Around;
 use crate::buffer::{DirtyRuns, Flight, cover, overlay_bytes};
+use crate::clock::{lease_now, now_ms};
 use crate::errno::{Errno, Outcome};
+use crate::store::Right;
 use crate::unborn::Unborn;
 
 /// A file, directory, link, pipe, socket or node that the kernel was told of.
@@ -46,6 +49,17 @@ pub struct Inode {
     state: Mutex<State>,
     /// Held over changes of where the bytes are: truncate, promote, punch.
     pub structure: tokio::sync::Mutex<()>,
+    /// Until when the kernel may believe names in this directory that it was told, in nanoseconds of the
+    /// clock of leases.
+    pub names_until: AtomicU64,
+    /// Until then the kernel is to ask for each name: others change it.
+    pub shared_until: AtomicU64,
+    /// Recalls of its group.
+    pub recalls: AtomicU64,
+    /// Reads and writes that wait for owners; of a directory, changes of its names.
+    pub busy: AtomicU64,
+    /// How often bytes that wait here were asked for.
+    pub sends: AtomicU64,
     /// Held while the turn to append is taken or given back.
     pub turn: tokio::sync::Mutex<()>,
     /// A flight or a fetch ended.
@@ -76,8 +90,16 @@ impl Names {
 pub struct State {
     /// The record as last heard.
     pub record: Attributes,
-    /// When, in milliseconds; 0 is too long ago.
-    pub fetched_ms: u64,
+    /// The right to believe it without asking.
+    pub right: Right,
+    /// The owner keeps it though its names may be gone, until it hears of the last close. Source: N-4.
+    pub is_held: bool,
+    /// The owner knows that bytes may wait here.
+    pub writes: Right,
+    /// The record was asked for although nothing is granted: until then that does.
+    pub settled_until: u64,
+    /// How often what others may have changed was forgotten.
+    pub forgotten: u64,
     /// A lookup heard it just now and no open has used that yet.
     pub open_credit_ms: u64,
     /// See I1.
@@ -176,7 +198,7 @@ impl Inode {
     }
 
     /// An inode with its record just heard.
-    pub fn new(home: GroupLayout, record: Attributes, now_ms: u64) -> Self {
+    pub fn new(home: GroupLayout, record: Attributes, right: Right) -> Self {
         let size = record.size;
         Self {
             id: record.id,
@@ -185,12 +207,21 @@ impl Inode {
             parent: AtomicU64::new(0),
             name: Mutex::default(),
             lookups: AtomicU64::new(0),
+            names_until: AtomicU64::new(0),
+            shared_until: AtomicU64::new(0),
+            recalls: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
+            sends: AtomicU64::new(0),
             structure: tokio::sync::Mutex::new(()),
             turn: tokio::sync::Mutex::new(()),
             progress: Notify::new(),
             state: Mutex::new(State {
+                right: right.filter(|_| record.writers == 0),
                 record,
-                fetched_ms: now_ms,
+                is_held: false,
+                writes: None,
+                settled_until: 0,
+                forgotten: 0,
                 open_credit_ms: 0,
                 size,
                 size_waits: false,
@@ -248,8 +279,46 @@ impl State {
             || !self.flights.is_empty()
     }
 
+    /// Whether the record may be believed.
+    pub fn is_fresh(&self) -> bool {
+        self.right.as_ref().is_some_and(|right| right.use_at(lease_now()))
+    }
+
+    /// Whether the kernel may keep its pages without asking: whoever changes them has them recalled.
+    pub fn is_recalled(&self) -> bool {
+        self.right.as_ref().is_some_and(|right| right.is_recalled()) && self.is_fresh()
+    }
+
+    /// Whether a reader may go on without asking for the record.
+    pub fn is_settled(&self) -> bool {
+        let is_ours = self.names != Names::Some || self.unborn.is_some() || self.is_dirty();
+        is_ours || now_ms() < self.settled_until || self.is_fresh()
+    }
+
+    /// How long the kernel may believe the record, in milliseconds.
+    pub fn attributes_ms(&self, most: u64) -> u64 {
+        let here = self.names != Names::Some || self.unborn.is_some();
+        if here { most } else { right_ms(&self.right, most) }
+    }
+
+    /// Whether bytes may be kept that were not sent.
+    pub fn may_wait(&self) -> bool {
+        let is_ours = self.names != Names::Some || self.unborn.is_some();
+        is_ours || self.writes.as_ref().is_some_and(|right| right.use_at(lease_now()))
+    }
+
+    /// All that others may have changed is forgotten.
+    pub fn forget_copies(&mut self) {
+        self.right = None;
+        self.settled_until = 0;
+        self.forgotten += 1;
+        self.chunks.clear();
+        self.note_change(0, u64::MAX);
+        self.pages_valid = false;
+    }
+
     /// Takes a record in that was just heard. Says whether somebody else changed the bytes.
-    pub fn absorb(&mut self, mut record: Attributes, own_change: bool, now_ms: u64) -> bool {
+    pub fn absorb(&mut self, mut record: Attributes, own_change: bool, right: Right) -> bool {
         if record.version < self.record.version {
             return false; // Answers overtook each other; the newer one is here.
         }
@@ -270,7 +339,8 @@ impl State {
         if !self.is_dirty() {
             self.size = record.size;
         }
-        self.fetched_ms = now_ms;
+        // While others write, its size is theirs.
+        self.right = right.filter(|_| record.writers <= u32::from(self.is_marked));
         self.record = record;
         if foreign {
             self.chunks.clear();
@@ -498,6 +568,12 @@ impl State {
     }
 }
 
+/// How long a right runs, in milliseconds, at most `most`.
+pub fn right_ms(right: &Right, most: u64) -> u64 {
+    let left = right.as_ref().map_or(Duration::ZERO, |right| right.left(lease_now()));
+    most.min(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+}
+
 fn lacks_bytes(record: &Attributes) -> bool {
     record.kind == FileKind::File && record.size > 0 && record.data == FileData::None
 }
@@ -569,15 +645,15 @@ impl InodeTable {
 
     /// The inode of a record that was just heard, known already or new. Says also whether somebody
     /// else changed its bytes.
-    pub fn hear(&self, home: &GroupLayout, record: Attributes, now_ms: u64) -> (Arc<Inode>, bool) {
+    pub fn hear(&self, home: &GroupLayout, record: Attributes, right: Right) -> (Arc<Inode>, bool) {
         let mut inodes = self.inodes();
         if let Some(inode) = inodes.get(&record.id) {
             let inode = inode.clone();
             drop(inodes);
-            let foreign = inode.state().absorb(record, false, now_ms);
+            let foreign = inode.state().absorb(record, false, right);
             return (inode, foreign);
         }
-        let inode = Arc::new(Inode::new(home.clone(), record, now_ms));
+        let inode = Arc::new(Inode::new(home.clone(), record, right));
         inodes.insert(inode.id, inode.clone());
         (inode, false)
     }
@@ -599,6 +675,12 @@ impl InodeTable {
                 inodes.remove(&id);
             }
         }
+    }
+
+    /// Inodes whose records are in this group.
+    pub fn of_home(&self, group: DeviceId) -> Vec<Arc<Inode>> {
+        let is_of = |inode: &&Arc<Inode>| inode.home.group() == group;
+        self.inodes().values().filter(is_of).cloned().collect()
     }
 
     /// Open inodes without a name.

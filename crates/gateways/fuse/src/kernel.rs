@@ -96,7 +96,10 @@ pub const REQUEST_MAX: u32 = 1 << 20;
 /// Bytes of the longest request: a write with its header, rounded up.
 pub const BUFFER: usize = REQUEST_MAX as usize + (64 << 10);
 const NOTIFY_INVAL_INODE: i32 = 2;
+const NOTIFY_INVAL_ENTRY: i32 = 3;
 const NOTIFY_STORE: i32 = 4;
+/// The kernel asks for the name again, and need not let go of what it stands for.
+const EXPIRE_ONLY: u32 = 1;
 
 /// A request's header.
 #[derive(Clone, Copy, Debug)]
@@ -245,6 +248,33 @@ pub fn store_pages(device: impl AsFd, node: u64, at: u64, bytes: &[u8]) -> Resul
     rustix::io::writev(device, &[IoSlice::new(&notice), IoSlice::new(bytes)]).map(drop)
 }
 
+/// Tells the kernel that attributes of an inode are stale; it never waits for that.
+pub fn drop_attributes(device: impl AsFd, node: u64) {
+    let mut notice = [0; 40];
+    notice[..4].copy_from_slice(&40_u32.to_ne_bytes());
+    notice[4..8].copy_from_slice(&NOTIFY_INVAL_INODE.to_ne_bytes());
+    notice[16..24].copy_from_slice(&node.to_ne_bytes());
+    // From before the first byte: no pages.
+    notice[24..32].copy_from_slice(&(-1_i64).to_ne_bytes());
+    // An error: it does not know the inode, or the mount is ending.
+    let _ = rustix::io::write(device, &notice);
+}
+
+/// Tells the kernel that it must ask for a name again; waits until nobody changes the directory.
+///
+/// Errors: the kernel's, `ENOENT` where it does not know the name.
+pub fn drop_name(device: impl AsFd, directory: u64, name: &[u8]) -> Result<(), Errno> {
+    let length = 16 + 16 + name.len() + 1;
+    let mut notice = vec![0; length];
+    notice[..4].copy_from_slice(&(length as u32).to_ne_bytes());
+    notice[4..8].copy_from_slice(&NOTIFY_INVAL_ENTRY.to_ne_bytes());
+    notice[16..24].copy_from_slice(&directory.to_ne_bytes());
+    notice[24..28].copy_from_slice(&(name.len() as u32).to_ne_bytes());
+    notice[28..32].copy_from_slice(&EXPIRE_ONLY.to_ne_bytes());
+    notice[32..32 + name.len()].copy_from_slice(name);
+    rustix::io::write(device, &notice).map(drop)
+}
+
 /// The duty to answer one request.
 pub struct Reply {
     device: Rc<Device>,
@@ -379,10 +409,17 @@ impl Answer {
             .u32(0)
     }
 
-    /// A name's inode: `fuse_entry_out`; `ttl` in milliseconds.
-    pub fn entry(self, attr: &Attr, ttl_ms: u64) -> Self {
-        let (seconds, rest) = (ttl_ms / 1000, (ttl_ms % 1000) as u32 * 1_000_000);
-        self.u64(attr.ino).u64(0).u64(seconds).u64(seconds).u32(rest).u32(rest).attr(attr)
+    /// A name's inode: `fuse_entry_out`; how long name and attributes are believed, in milliseconds.
+    pub fn entry(self, attr: &Attr, name_ms: u64, attributes_ms: u64) -> Self {
+        let split = |ms: u64| (ms / 1000, (ms % 1000) as u32 * 1_000_000);
+        let (name, attributes) = (split(name_ms), split(attributes_ms));
+        self.u64(attr.ino)
+            .u64(0)
+            .u64(name.0)
+            .u64(attributes.0)
+            .u32(name.1)
+            .u32(attributes.1)
+            .attr(attr)
     }
 
     /// An entry of a listing, with a name: `fuse_dirent`.
@@ -471,7 +508,7 @@ mod tests {
             block: 4096,
         };
         assert_eq!(Answer::new().attr(&attr).0.len(), 88);
-        assert_eq!(Answer::new().entry(&attr, 1500).0.len(), 128);
+        assert_eq!(Answer::new().entry(&attr, 1500, 500).0.len(), 128);
         assert_eq!(Answer::new().attr(&attr).0[16..24], 2_u64.to_ne_bytes());
         assert_eq!(Answer::new().listed(1, 2, 8, b"abc").0.len(), 32);
     }

@@ -6,6 +6,7 @@
 //!               |  answers what is here: attributes, bytes read ahead, writes into memory
 //!               |  starts a task for anything else; all on the one thread of the client library
 //!            vfs.rs: names.rs listing.rs attributes.rs open.rs read.rs around.rs write.rs space.rs
+//!                    recalls.rs
 //!               |
 //!            store.rs: cluster.rs (client library) | memory.rs (tests)
 //! ```
@@ -13,10 +14,9 @@
 //! M1 A write that was answered is in the mount's memory or held; after close held, after fsync
 //!    stable (W-9).
 //! M2 A failure to write back is reported by the next write, fsync and close of every open file.
-//! M3 What another mount wrote and closed is seen by an open that comes after.
+//! M3 What another mount wrote and closed is seen by every read, `stat` and listing that comes after.
 //! # Source
-//! DESIGN 2, 8, 9, 13; W-9, N-1 (first version: times instead of recalls, see
-//! `docs/departures.md`).
+//! DESIGN 2, 8, 9, 13; W-9, N-1.
 
 mod acl;
 mod around;
@@ -37,6 +37,7 @@ mod mount;
 mod names;
 mod open;
 mod read;
+mod recalls;
 mod session;
 mod space;
 #[doc(hidden)]

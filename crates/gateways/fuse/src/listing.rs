@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 
 use crate::errno::{Errno, Outcome};
-use crate::store::Store;
+use crate::store::{Right, Store};
 use crate::vfs::{Handle, Vfs};
 
 /// Entries fetched and not yet told.
@@ -45,7 +45,9 @@ pub struct Listed {
     /// The place behind it.
     pub place: u64,
     /// What to tell with it, where that is known: with that the kernel counts a lookup.
-    pub known: Option<(GroupLayout, Attributes)>,
+    pub known: Option<(GroupLayout, Attributes, Right)>,
+    /// The right to believe the name; and recalls of the directory when it was heard.
+    pub right: (Right, u64),
 }
 
 const BATCH: u32 = 256;
@@ -96,6 +98,7 @@ impl<S: Store> Vfs<S> {
             kind: FileKind::Directory,
             place,
             known: None,
+            right: (None, 0),
         };
         let all = [dot(1, b".", own), dot(2, b"..", parent)];
         all.into_iter().filter(|dot| dot.place > place).collect()
@@ -114,22 +117,25 @@ impl<S: Store> Vfs<S> {
             limit: BATCH,
             attributes: with_records,
         };
-        let (entries, end) = match self.directory(home, op).await {
-            Ok(LccReply::Entries { entries, end }) => (entries, end),
+        let recalls = handle.inode.recalls.load(Ordering::Relaxed);
+        let (entries, end, right) = match self.look(home, op).await {
+            Ok((LccReply::Entries { entries, end }, right)) => (entries, end, right),
             Ok(_) => return Err(Errno::IO),
             // Removed while it was open: it is empty.
-            Err(Errno::NOENT) => (Vec::new(), true),
+            Err(Errno::NOENT) => (Vec::new(), true, None),
             Err(error) => return Err(error),
         };
         let last_place = entries.last().map(|(entry, _)| entry.cookie + DOTS);
         listing.is_end = end || entries.is_empty();
+        let right = &right;
         let all = entries.into_iter().map(|(entry, record)| async move {
             let known = match with_records {
-                true => Some(self.know(handle, &entry, record).await?),
+                true => Some(self.know(handle, &entry, record, right.clone()).await?),
                 false => None,
             };
             let place = entry.cookie + DOTS;
-            Ok(Listed { name: entry.name, id: entry.id, kind: entry.kind, place, known })
+            let right = (right.clone(), recalls);
+            Ok(Listed { name: entry.name, id: entry.id, kind: entry.kind, place, known, right })
         });
         for entry in join_all(all).await {
             match entry {
@@ -151,12 +157,14 @@ impl<S: Store> Vfs<S> {
         handle: &Handle,
         entry: &DirectoryEntry,
         record: Option<Attributes>,
-    ) -> Outcome<(GroupLayout, Attributes)> {
+        right: Right,
+    ) -> Outcome<(GroupLayout, Attributes, Right)> {
         let home = entry.home.as_ref().unwrap_or(&handle.inode.home);
-        let record = match record {
-            Some(record) if record.writers == 0 => record,
-            _ => self.fetch_record(home, entry.id).await?,
+        let (record, right) = match record {
+            Some(record) if record.writers == 0 => (record, right),
+            // Told later: until then its own group may recall it.
+            _ => (self.fetch_record(home, entry.id).await?.0, None),
         };
-        Ok((home.clone(), record))
+        Ok((home.clone(), record, right))
     }
 }

@@ -203,7 +203,7 @@ impl<S: Store> Vfs<S> {
             let told = by_home.into_iter().map(|(home, locks)| async move {
                 let op = DirectoryOp::KeepLocks { session: vfs.session, locks };
                 // An owner that is not there is asked again; it hears of the locks then.
-                if let Ok(LccReply::LostLocks(lost)) = vfs.store.directory(&home, op).await {
+                if let Ok((LccReply::LostLocks(lost), _)) = vfs.store.directory(&home, op).await {
                     lost
                 } else {
                     Vec::new()

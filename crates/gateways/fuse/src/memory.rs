@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use braid_client::{Grant, Notice, Pins};
 use braid_env::Payload;
 use braid_terms::{
     AckMode, DataType, DeviceId, DiskId, GroupLayout, LayoutGeneration, RaidScheme, WriteNumber,
@@ -19,9 +21,9 @@ use braid_wire::lcc::{
 use braid_wire::locks::LockTable;
 use bytes::Bytes;
 
-use crate::clock::wall;
+use crate::clock::{lease_now, wall};
 use crate::errno::Errno;
-use crate::store::{Space, Store, StoreError};
+use crate::store::{Right, Space, Store, StoreError};
 
 /// See the head of this file.
 #[derive(Clone)]
@@ -146,12 +148,33 @@ impl Store for MemoryStore {
         &self,
         group: &GroupLayout,
         op: DirectoryOp,
-    ) -> Result<LccReply, StoreError> {
+    ) -> Result<(LccReply, Right), StoreError> {
         if let DirectoryOp::Lock { lock, wait: true } = op {
-            return Ok(self.wait_for_lock(lock).await);
+            return Ok((self.wait_for_lock(lock).await, None));
         }
         let mut inner = self.shared.inner.lock().expect("no holder panics");
-        inner.directory(group.group(), op).map_err(|refusal| StoreError::Refused(errno(&refusal)))
+        let reply = inner.directory(group.group(), op);
+        let reply = reply.map_err(|refusal| StoreError::Refused(errno(&refusal)))?;
+        Ok((reply, self.right(group.group())))
+    }
+
+    fn right(&self, _: DeviceId) -> Right {
+        // Nothing is recalled here: it is believed for a second.
+        Some(Grant::until(lease_now() + Duration::from_secs(1)))
+    }
+
+    fn pins(&self) -> Arc<Pins> {
+        Arc::default()
+    }
+
+    fn drop_lost(&self) {}
+
+    fn notice_now(&self) -> Option<Notice> {
+        None
+    }
+
+    async fn notice(&self) -> Option<Notice> {
+        None
     }
 
     async fn file(

@@ -7,6 +7,7 @@
 //!                     the thread
 //! pages thread        tells the kernel which pages are stale; must not answer requests, since the
 //!                     kernel may let it wait for one
+//! names thread        tells it which names are stale, likewise
 //! ```
 //! # Failure
 //! An unmount with open files detaches the directory at once; what waits is sent, and after
@@ -25,7 +26,7 @@ use tokio::sync::oneshot;
 
 use crate::attach::{Access, Attach, attach, detach};
 use crate::bridge::{Bridge, begin};
-use crate::kernel::{REQUEST_MAX, drop_pages, store_pages};
+use crate::kernel::{REQUEST_MAX, drop_name, drop_pages, store_pages};
 use crate::session::to_ino;
 use crate::store::{Store, StoreError};
 use crate::vfs::{Shared, Stale, Tuning};
@@ -139,7 +140,7 @@ impl Flags {
     /// | `no_lcc`                   | it owns nothing: all is asked of servers                  |
     /// | `sync`                     | each write is held before it is answered                  |
     /// | `local_locks`              | locks hold within this mount only                         |
-    /// | `ttl=MS`                   | how long attributes and entries are believed, 0 to 1000   |
+    /// | `ttl=MS`                   | how long the kernel believes what it was told at most; 0: ask always |
     /// | `write_memory=MIB`         | bytes that may wait to be written                         |
     /// | `priority=P`               | of this client, for policies (0 to 255)                   |
     /// | `allow_other`, `allow_root`, `allow_owner` | who may use it; root's mounts: all by default |
@@ -176,7 +177,7 @@ impl Flags {
             ("async", "") => self.tuning.sync = false,
             ("ttl", value) => {
                 let ttl = value.parse().ok().filter(|ttl| *ttl <= TTL_MS_MAX);
-                self.tuning.ttl_ms = ttl.ok_or_else(|| refused("a time from 0 to 1000 ms"))?;
+                self.tuning.ttl_ms = ttl.ok_or_else(|| refused("a time from 0 to 60000 ms"))?;
             }
             ("write_memory", value) => {
                 let mib = value.parse().ok().filter(|mib| (1..=4096_u64).contains(mib));
@@ -245,7 +246,7 @@ pub struct Mounted<S: Store> {
 
 /// How long an unmount waits for what is still open.
 pub const END_WAIT: Duration = Duration::from_secs(5);
-const TTL_MS_MAX: u64 = 1_000;
+const TTL_MS_MAX: u64 = 60_000;
 
 impl<S: Store> Mounted<S> {
     /// Mounts a store that `make` reaches, on the thread of the client library.
@@ -261,14 +262,17 @@ impl<S: Store> Mounted<S> {
     {
         check_fuse()?;
         check_directory(directory)?;
-        let (stale_pages, stale) = mpsc::channel();
+        let (stale_pages, pages) = mpsc::channel();
+        let (stale_names, names) = mpsc::channel();
         let (end, ended) = mpsc::channel();
-        let begun = start_client(make, flags.tuning.clone(), stale_pages, end)?;
+        let begun = start_client(make, flags.tuning.clone(), (stale_pages, stale_names), end)?;
         let refused = |error| MountError::Refused { directory: directory.to_owned(), error };
         let how = flags.attach(name);
         let fd = attach(directory, &how).map_err(refused)?;
-        let notices = fd.try_clone().map_err(refused)?;
-        start_pages(notices, stale, &begun.bridge.shared)?;
+        for (thread, stale) in [("pages", pages), ("names", names)] {
+            let notices = fd.try_clone().map_err(refused)?;
+            start_notices(thread, notices, stale, &begun.bridge.shared)?;
+        }
         let only = (how.access == Access::RootAndOwner).then(|| rustix::process::getuid().as_raw());
         // The thread is gone: `ended` tells.
         let _ = begun.attached.send((fd, only));
@@ -344,7 +348,7 @@ struct Begun<S> {
 fn start_client<S, M, F>(
     make: M,
     tuning: Tuning,
-    stale_pages: mpsc::Sender<Stale>,
+    stale: (mpsc::Sender<Stale>, mpsc::Sender<Stale>),
     end: mpsc::Sender<std::io::Result<()>>,
 ) -> Result<Begun<S>, MountError>
 where
@@ -358,7 +362,7 @@ where
         let env = braid_env::machine::env(braid_env::machine::Inherited::default());
         let serve = async {
             let begun = match make(env).await {
-                Ok(store) => begin(store, tuning, stale_pages).await,
+                Ok(store) => begin(store, tuning, stale).await,
                 Err(error) => Err(error),
             };
             match begun {
@@ -385,7 +389,8 @@ where
     Ok(Begun { thread, bridge, attached })
 }
 
-fn start_pages(
+fn start_notices(
+    thread: &'static str,
     notices: OwnedFd,
     stale: mpsc::Receiver<Stale>,
     shared: &std::sync::Arc<Shared>,
@@ -394,8 +399,9 @@ fn start_pages(
     let shared = std::sync::Arc::downgrade(shared);
     let run = move || {
         for stale in stale {
-            let id = match stale {
-                Stale::Inode(id) => id,
+            let (id, name) = match stale {
+                Stale::Inode(id) => (id, None),
+                Stale::Name(directory, name) => (directory, Some(name)),
                 Stale::Bytes { inode, at, bytes } => {
                     let Some(shared) = shared.upgrade() else { return };
                     let ino = to_ino(&shared, inode.id);
@@ -413,16 +419,20 @@ fn start_pages(
             let Some(shared) = shared.upgrade() else { return };
             let ino = to_ino(&shared, id);
             drop(shared);
-            if let Err(error) = drop_pages(&notices, ino) {
-                tracing::debug!(%id, %error, "the kernel keeps stale pages until the next open");
+            let dropped = match name {
+                None => drop_pages(&notices, ino),
+                Some(name) => drop_name(&notices, ino, &name),
+            };
+            if let Err(error) = dropped {
+                tracing::debug!(%id, %error, "the kernel does not know what is stale");
             }
         }
     };
     std::thread::Builder::new()
-        .name("pages".to_owned())
+        .name(thread.to_owned())
         .spawn(run)
         .map(drop)
-        .map_err(|_| MountError::Thread { thread: "pages" })
+        .map_err(|_| MountError::Thread { thread })
 }
 
 fn check_fuse() -> Result<(), MountError> {
@@ -492,7 +502,7 @@ mod tests {
 
     #[test]
     fn unknown_options_are_refused() {
-        for option in ["sofft", "ttl=1001", "ttl=", "write_memory=0", "soft=1"] {
+        for option in ["sofft", "ttl=60001", "ttl=", "write_memory=0", "soft=1"] {
             assert!(matches!(Flags::parse([option]), Err(MountError::Option { .. })), "{option}");
         }
     }

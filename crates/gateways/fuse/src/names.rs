@@ -20,7 +20,7 @@ use bytes::Bytes;
 use crate::acl::{ACCESS, DEFAULT};
 use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names};
-use crate::store::Store;
+use crate::store::{Right, Store};
 use crate::vfs::Vfs;
 use crate::write::Depth;
 
@@ -48,6 +48,14 @@ pub struct NewNode {
     pub target: Option<Bytes>,
     /// By whom.
     pub caller: Caller,
+}
+
+/// What a name stands for.
+pub struct Found {
+    /// The inode.
+    pub inode: Arc<Inode>,
+    /// The right to believe that the name stands for it.
+    pub right: Right,
 }
 
 /// How a rename treats a taken name.
@@ -83,40 +91,45 @@ pub(crate) fn check_name(name: &[u8]) -> Outcome<()> {
 
 impl<S: Store> Vfs<S> {
     /// What a name stands for.
-    pub async fn lookup(self: &Rc<Self>, parent: DeviceId, name: Bytes) -> Outcome<Arc<Inode>> {
+    pub async fn lookup(self: &Rc<Self>, parent: DeviceId, name: Bytes) -> Outcome<Found> {
         check_name(&name)?;
         if let Some(inode) = self.unborn(parent, &name) {
             inode.lookups.fetch_add(1, Ordering::Relaxed);
-            return Ok(inode);
+            let right = self.store.right(inode.home.group());
+            return Ok(Found { inode, right });
         }
         let parent = self.shared.inode(parent)?;
-        let inode = match self.lookup_owner(&parent, name.clone()).await {
+        let found = match self.lookup_owner(&parent, name.clone()).await {
             Err(Errno::NOENT) => self.lookup_again(&parent, name).await?,
             found => found?,
         };
+        let inode = &found.inode;
         if self.has_unborn(inode.id) {
             // They change its times.
             self.settle_in(inode.id).await;
-            self.refetch(&inode).await?;
+            self.refetch(inode).await?;
         }
         inode.state().open_credit_ms = crate::clock::now_ms();
-        Ok(inode)
+        Ok(found)
     }
 
     /// What a name stands for at the owner of the directory.
-    pub async fn lookup_owner(&self, parent: &Inode, name: Bytes) -> Outcome<Arc<Inode>> {
-        let (entry, record) = self.find(&parent.home, name).await?;
-        self.hear_entry(parent, &entry, record).await
+    pub async fn lookup_owner(&self, parent: &Inode, name: Bytes) -> Outcome<Found> {
+        let (entry, record, right) = self.find(&parent.home, name).await?;
+        let recalls = parent.recalls.load(Ordering::Relaxed);
+        let inode = self.hear_entry(parent, &entry, record.map(|r| (r, right.clone()))).await?;
+        let is_same = recalls == parent.recalls.load(Ordering::Relaxed);
+        Ok(Found { inode, right: right.filter(|_| is_same) })
     }
 
     /// A lookup found no name, or a name whose record or directory nobody knows. The second is mended
     /// if it stays: a power cut of all servers took what was never synced. A directory begins anew,
     /// empty, with the attributes of the one above; the name of a file goes.
-    async fn lookup_again(&self, parent: &Inode, name: Bytes) -> Outcome<Arc<Inode>> {
-        let (entry, record) = self.find(&parent.home, name.clone()).await?;
-        match self.hear_entry(parent, &entry, record).await {
+    async fn lookup_again(&self, parent: &Inode, name: Bytes) -> Outcome<Found> {
+        let (entry, record, _) = self.find(&parent.home, name.clone()).await?;
+        match self.hear_entry(parent, &entry, record.map(|record| (record, None))).await {
             Err(Errno::NOENT) => {}
-            found => return found,
+            found => return Ok(Found { inode: found?, right: None }),
         }
         tracing::warn!(directory = %parent.id, id = %entry.id, "a name of nothing is mended");
         let Ok(group) = Self::directory_group(&entry) else {
@@ -169,14 +182,14 @@ impl<S: Store> Vfs<S> {
         &self,
         parent: &Inode,
         entry: &DirectoryEntry,
-        record: Option<Attributes>,
+        record: Option<(Attributes, Right)>,
     ) -> Outcome<Arc<Inode>> {
         let home = entry.home.as_ref().unwrap_or(&parent.home);
-        let record = match record {
-            Some(record) if record.writers == 0 => record,
+        let (record, right) = match record {
+            Some((record, right)) if record.writers == 0 => (record, right),
             _ => self.fetch_record(home, entry.id).await?,
         };
-        let inode = self.hear(home, record);
+        let inode = self.hear(home, record, right);
         inode.found(parent.id, &entry.name);
         Ok(inode)
     }
@@ -185,16 +198,18 @@ impl<S: Store> Vfs<S> {
         &self,
         group: &GroupLayout,
         name: Bytes,
-    ) -> Outcome<(DirectoryEntry, Option<Attributes>)> {
-        match self.directory(group, DirectoryOp::Lookup { name }).await? {
-            LccReply::Entry { entry, attributes, .. } => Ok((entry, attributes.map(|a| *a))),
+    ) -> Outcome<(DirectoryEntry, Option<Attributes>, Right)> {
+        match self.look(group, DirectoryOp::Lookup { name }).await? {
+            (LccReply::Entry { entry, attributes, .. }, right) => {
+                Ok((entry, attributes.map(|a| *a), right))
+            }
             _ => Err(Errno::IO),
         }
     }
 
     /// The parent's attributes are older than what was just done in it.
     fn touch(directory: &Inode) {
-        directory.state().fetched_ms = 0;
+        directory.state().right = None;
     }
 
     /// Attributes of something new: the group of a setgid directory is inherited.
@@ -246,7 +261,7 @@ impl<S: Store> Vfs<S> {
         name: Bytes,
         node: NewNode,
         how: Making,
-    ) -> Outcome<Arc<Inode>> {
+    ) -> Outcome<Found> {
         check_name(&name)?;
         if let Some(inode) = self.unborn(parent, &name) {
             self.settle(&inode).await?;
@@ -262,7 +277,8 @@ impl<S: Store> Vfs<S> {
         if let Making::Soon { flags } = how
             && let Some(inode) = self.conceive(&parent, &name, &attributes, flags)
         {
-            return Ok(inode);
+            let right = self.store.right(parent.home.group());
+            return Ok(Found { inode, right });
         }
         let op = DirectoryOp::Create {
             operation: self.store.operation(),
@@ -271,17 +287,18 @@ impl<S: Store> Vfs<S> {
             if_exists: IfExists::Fail,
             stable: false,
         };
-        let reply = self.directory(&parent.home, op).await;
+        let reply = self.look(&parent.home, op).await;
         Self::touch(&parent);
-        let LccReply::Entry { entry, attributes: Some(record), .. } = reply? else {
+        let (LccReply::Entry { entry, attributes: Some(record), .. }, right) = reply? else {
             return Err(Errno::IO);
         };
-        let inode = self.hear_entry(&parent, &entry, Some(*record)).await?;
+        let heard = Some((*record, right.clone()));
+        let inode = self.hear_entry(&parent, &entry, heard).await?;
         let mut state = inode.state();
         state.record_unstable = true;
         state.pages_valid = true;
         drop(state);
-        Ok(inode)
+        Ok(Found { inode, right })
     }
 
     async fn make_directory(
@@ -289,7 +306,7 @@ impl<S: Store> Vfs<S> {
         parent: &Arc<Inode>,
         name: Bytes,
         attributes: NewAttributes,
-    ) -> Outcome<Arc<Inode>> {
+    ) -> Outcome<Found> {
         let path = self.path_below(parent, &name);
         let layout = self.new_device(DataType::Directory, path).await?;
         let upload = DirectoryOp::BeginUploads {
@@ -303,11 +320,11 @@ impl<S: Store> Vfs<S> {
         };
         let (listed, begun) = futures_util::future::join(
             self.directory(&parent.home, upload),
-            self.directory(&layout, begin),
+            self.look(&layout, begin),
         )
         .await;
-        let record = match (listed, begun) {
-            (Ok(_), Ok(LccReply::Attributes(record))) => record,
+        let (record, own) = match (listed, begun) {
+            (Ok(_), Ok((LccReply::Attributes(record), own))) => (record, own),
             (Ok(_), Ok(_)) => return Err(Errno::IO),
             (Err(error), _) | (_, Err(error)) => {
                 self.give_up_directory(parent, &layout, error).await;
@@ -321,16 +338,19 @@ impl<S: Store> Vfs<S> {
             kind: FileKind::Directory,
             home: layout.clone(),
         };
-        let entered = self.directory(&parent.home, enter).await;
+        let entered = self.look(&parent.home, enter).await;
         Self::touch(parent);
-        if let Err(error) = entered {
-            self.give_up_directory(parent, &layout, error).await;
-            return Err(error);
-        }
-        let inode = self.hear(&layout, *record);
+        let right = match entered {
+            Ok((_, right)) => right,
+            Err(error) => {
+                self.give_up_directory(parent, &layout, error).await;
+                return Err(error);
+            }
+        };
+        let inode = self.hear(&layout, *record, own);
         inode.found(parent.id, &name);
         inode.state().record_unstable = true;
-        Ok(inode)
+        Ok(Found { inode, right })
     }
 
     /// A directory that got no name goes; where that is not known, the owner of its parent finds out.
@@ -357,7 +377,7 @@ impl<S: Store> Vfs<S> {
         for _ in 0..RACES_MAX {
             // Without open files nothing can need its record after its last name.
             let open = if self.shared.any_file_open() {
-                let (entry, _) = self.find(&parent.home, name.clone()).await?;
+                let (entry, ..) = self.find(&parent.home, name.clone()).await?;
                 if entry.kind == FileKind::Directory {
                     return Err(Errno::ISDIR);
                 }
@@ -401,7 +421,7 @@ impl<S: Store> Vfs<S> {
     /// A name is gone; `before`: its record as it was. `kept`: without a name left it is still there.
     async fn lost_name(&self, entry: &DirectoryEntry, before: Option<&Attributes>, kept: bool) {
         let Some(inode) = self.shared.inodes.get(entry.id) else { return };
-        inode.state().fetched_ms = 0;
+        inode.state().right = None;
         if before.is_some_and(|record| 1 < record.nlink) {
             return;
         }
@@ -418,7 +438,7 @@ impl<S: Store> Vfs<S> {
         home: &GroupLayout,
         id: DeviceId,
         change: i32,
-    ) -> Outcome<Attributes> {
+    ) -> Outcome<(Attributes, Right)> {
         let changes = AttributeChanges { nlink: change, ..AttributeChanges::default() };
         self.set_record(home, id, changes, false).await
     }
@@ -442,7 +462,7 @@ impl<S: Store> Vfs<S> {
         check_name(&name)?;
         let parent = self.shared.inode(parent)?;
         for _ in 0..RACES_MAX {
-            let (entry, _) = self.find(&parent.home, name.clone()).await?;
+            let (entry, ..) = self.find(&parent.home, name.clone()).await?;
             let group = Self::directory_group(&entry)?;
             self.settle_in(group.group()).await;
             let op = DirectoryOp::Unlink {
@@ -485,7 +505,7 @@ impl<S: Store> Vfs<S> {
         id: DeviceId,
         parent: DeviceId,
         name: Bytes,
-    ) -> Outcome<Arc<Inode>> {
+    ) -> Outcome<Found> {
         check_name(&name)?;
         self.settle(&self.shared.inode(id)?).await?;
         self.settle_in(parent).await;
@@ -505,13 +525,13 @@ impl<S: Store> Vfs<S> {
             }
             Names::Kept | Names::Gone => return Err(Errno::NOENT),
         };
-        let entered = self.directory(&parent.home, op).await;
+        let entered = self.look(&parent.home, op).await;
         Self::touch(&parent);
-        entered?;
+        let (_, right) = entered?;
         inode.state().names = Names::Some;
         self.refetch(&inode).await?;
         inode.lookups.fetch_add(1, Ordering::Relaxed);
-        Ok(inode)
+        Ok(Found { inode, right })
     }
 
     /// Renames.
@@ -553,9 +573,9 @@ impl<S: Store> Vfs<S> {
             self.find(&target.0.home, target.1.clone()),
         )
         .await;
-        let (moved, _) = moved?;
+        let (moved, ..) = moved?;
         let taken = match taken {
-            Ok((entry, _)) => Some(entry),
+            Ok((entry, ..)) => Some(entry),
             Err(Errno::NOENT) => None,
             Err(error) => return Err(error),
         };
@@ -604,7 +624,7 @@ impl<S: Store> Vfs<S> {
         {
             if let Some(inode) = self.shared.inodes.get(entry.id) {
                 inode.parent.store(parent.id.0, Ordering::Relaxed);
-                inode.state().fetched_ms = 0;
+                inode.state().right = None;
             }
             let is_touched = match &entry.home {
                 None => true,

@@ -1,22 +1,23 @@
 //! Opening and closing.
 //!
 //! # Theory
-//! Close to open: what another mount wrote and closed is seen by an open that comes after. So an
-//! open asks the owner for the record, unless the lookup of the same call has just done so, and the
-//! kernel keeps its pages only if the bytes are still those that they show.
+//! Close to open: what another mount wrote and closed is seen by an open that comes after. While the
+//! owner grants the record, it recalls it before others change it, and an open asks nobody. Else it
+//! asks the owner, unless the lookup of the same call has just done so, and the kernel keeps its pages
+//! only if the bytes are still those that they show.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use braid_terms::DeviceId;
-use braid_wire::lcc::FileKind;
+use braid_wire::lcc::{DirectoryOp, FileKind};
 use bytes::Bytes;
 
 use crate::around::Changing;
 use crate::clock::now_ms;
 use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names};
-use crate::names::{Making, NewNode};
+use crate::names::{Found, Making, NewNode};
 use crate::store::Store;
 use crate::vfs::{Shared, Vfs, may_write};
 use crate::write::Depth;
@@ -45,6 +46,9 @@ impl Shared {
     /// Whether an open may do without asking the owner; used up by asking.
     pub fn take_open_credit(&self, inode: &Inode) -> bool {
         let mut state = inode.state();
+        if state.is_recalled() {
+            return true;
+        }
         let since = std::mem::take(&mut state.open_credit_ms);
         now_ms() < since + CREDIT_MS
     }
@@ -62,7 +66,7 @@ impl Shared {
         let Ok(handle) = self.handle(number) else { return Released::Done };
         {
             let state = handle.inode.state();
-            if state.is_dirty() || state.names != Names::Some {
+            if state.is_dirty() || state.names != Names::Some || state.is_held {
                 return Released::Ask;
             }
         }
@@ -132,21 +136,22 @@ impl<S: Store> Vfs<S> {
         name: Bytes,
         node: NewNode,
         flags: i32,
-    ) -> Outcome<(Arc<Inode>, Opened)> {
+    ) -> Outcome<(Found, Opened)> {
         let how = if flags & O_EXCL == 0 { Making::Soon { flags } } else { Making::Now };
         match self.make(parent, name.clone(), node, how).await {
-            Ok(inode) => {
-                let opened = self.shared.open_checked(&inode, flags);
-                Ok((inode, opened))
+            Ok(found) => {
+                let opened = self.shared.open_checked(&found.inode, flags);
+                Ok((found, opened))
             }
             Err(Errno::EXIST) if flags & O_EXCL == 0 => {
                 // Somebody else was faster.
-                let inode = self.lookup(parent, name).await?;
-                let opened = self.open(inode.id, flags).await;
+                let found = self.lookup(parent, name).await?;
+                let opened = self.open(found.inode.id, flags).await;
                 if opened.is_err() {
-                    self.shared.inodes.forget(inode.id, 1);
+                    self.shared.inodes.forget(found.inode.id, 1);
                 }
-                Ok((inode, opened?))
+                // Others may have had it meanwhile.
+                Ok((Found { right: None, ..found }, opened?))
             }
             Err(error) => Err(error),
         }
@@ -158,11 +163,11 @@ impl<S: Store> Vfs<S> {
         parent: DeviceId,
         node: NewNode,
         flags: i32,
-    ) -> Outcome<(Arc<Inode>, Opened)> {
-        let inode = self.make(parent, Bytes::new(), node, Making::Now).await?;
-        inode.state().names = Names::NotYet;
-        let opened = self.shared.open_checked(&inode, flags);
-        Ok((inode, opened))
+    ) -> Outcome<(Found, Opened)> {
+        let found = self.make(parent, Bytes::new(), node, Making::Now).await?;
+        found.inode.state().names = Names::NotYet;
+        let opened = self.shared.open_checked(&found.inode, flags);
+        Ok((found, opened))
     }
 
     /// Closes in the background what is left to do of it.
@@ -191,6 +196,16 @@ impl<S: Store> Vfs<S> {
         }
     }
 
+    /// The last close of a file that its owner keeps for this mount. Source: N-4.
+    async fn let_go(&self, inode: &Arc<Inode>) {
+        if std::mem::take(&mut inode.state().is_held) {
+            let op = DirectoryOp::Closed { id: inode.id };
+            if let Err(error) = self.directory(&inode.home, op).await {
+                tracing::debug!(id = %inode.id, %error, "kept until the lease of this mount ends");
+            }
+        }
+    }
+
     /// The last file descriptor of an open is gone.
     pub async fn release(self: &Rc<Self>, number: u64) {
         let Some((handle, is_last)) = self.shared.remove_handle(number) else { return };
@@ -211,6 +226,7 @@ impl<S: Store> Vfs<S> {
         }
         if inode.state().opens == 0 {
             inode.state().chunks.clear();
+            self.let_go(inode).await;
         }
         // It stayed for its bytes; the kernel may have forgotten it before.
         self.shared.inodes.forget(inode.id, 0);

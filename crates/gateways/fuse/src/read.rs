@@ -38,6 +38,8 @@ pub enum ReadHere {
 }
 
 const PAGE: u64 = 4096;
+/// Where owners grant nothing, an open file's record is asked for that often while it is read.
+const SETTLED_MS: u64 = 100;
 /// The kernel sends neighbouring reads at the same time, so they come in any order: as far apart as
 /// this they still count as one sequence.
 const NEAR: u64 = 2 << 20;
@@ -96,6 +98,9 @@ impl Shared {
     /// Reads what is here.
     pub fn read_here(&self, handle: &Handle, at: u64, len: usize) -> Outcome<ReadHere> {
         let mut state = handle.inode.state();
+        if !state.is_settled() {
+            return Ok(ReadHere::Ask);
+        }
         let ReadPlan::Now(bytes) = state.plan_read(at, len) else {
             return Ok(ReadHere::Ask);
         };
@@ -129,6 +134,15 @@ impl<S: Store> Vfs<S> {
         len: usize,
     ) -> Outcome<Bytes> {
         let inode = &handle.inode;
+        if !inode.state().is_settled() {
+            // What is here, and what the kernel has from here, is recalled only while it is granted.
+            let forgotten = inode.state().forgotten;
+            self.refetch(inode).await?;
+            let mut state = inode.state();
+            if state.forgotten == forgotten {
+                state.settled_until = now_ms() + SETTLED_MS;
+            }
+        }
         let mut has_fetched = false;
         loop {
             let progress = inode.progress.notified();

@@ -17,6 +17,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use braid_terms::{DeviceId, NAME_MAX};
@@ -30,7 +31,7 @@ use crate::errno::{Errno, Outcome};
 use crate::kernel::{
     Answer, Attr, BUFFER, Device, Fields, Header, REQUEST_MAX, Reply, Running, feature, op,
 };
-use crate::names::{Caller, Making, NewNode, RenameMode};
+use crate::names::{Caller, Found, Making, NewNode, RenameMode};
 use crate::open::{O_TRUNC, Opened, Released};
 use crate::read::ReadHere;
 use crate::space::{Allocate, Sought};
@@ -165,7 +166,9 @@ fn to_attr(shared: &Shared, shown: &Attributes) -> Attr {
 fn answer_attr(shared: &Shared, reply: Reply, outcome: Outcome<Attributes>) {
     match outcome {
         Ok(shown) => {
-            let ttl = shared.tuning.ttl_ms;
+            let inode = shared.inodes.get(shown.id);
+            let most = shared.tuning.ttl_ms;
+            let ttl = inode.map_or(0, |inode| inode.state().attributes_ms(most));
             let (seconds, rest) = (ttl / 1000, (ttl % 1000) as u32 * 1_000_000);
             let fields = Answer::new().u64(seconds).u32(rest).u32(0);
             reply.fields(&fields.attr(&to_attr(shared, &shown)));
@@ -174,16 +177,18 @@ fn answer_attr(shared: &Shared, reply: Reply, outcome: Outcome<Attributes>) {
     }
 }
 
-fn answer_entry(
-    shared: &Shared,
-    reply: Reply,
-    outcome: Outcome<std::sync::Arc<crate::inode::Inode>>,
-) {
+/// A name of this directory and what it stands for.
+fn entry_of(shared: &Shared, parent: DeviceId, found: &Found) -> Answer {
+    let directory = shared.inodes.get(parent);
+    let name_ms = directory.map_or(0, |directory| shared.name_ms(&directory, &found.right));
+    let state = found.inode.state();
+    let attributes_ms = state.attributes_ms(shared.tuning.ttl_ms);
+    Answer::new().entry(&to_attr(shared, &state.shown()), name_ms, attributes_ms)
+}
+
+fn answer_entry(shared: &Shared, reply: Reply, parent: DeviceId, outcome: Outcome<Found>) {
     match outcome {
-        Ok(inode) => {
-            let attr = to_attr(shared, &inode.state().shown());
-            reply.fields(&Answer::new().entry(&attr, shared.tuning.ttl_ms));
-        }
+        Ok(found) => reply.fields(&entry_of(shared, parent, &found)),
         Err(error) => reply.error(error),
     }
 }
@@ -254,6 +259,7 @@ impl<S: Store> Session<S> {
     }
 
     fn take(&self, request: &[u8]) {
+        self.vfs.before_answer();
         let (header, fields) = match Fields::parse(request) {
             Ok(parsed) => parsed,
             Err(error) => {
@@ -304,6 +310,27 @@ impl<S: Store> Session<S> {
         let mut reply = asked.reply();
         reply.run(asked.header.pid);
         tokio::task::spawn_local(task(self.vfs.clone(), reply));
+    }
+
+    /// A task that changes names of these directories answers it.
+    fn spawn_change<F>(
+        &self,
+        asked: &mut Asked<'_>,
+        directories: [DeviceId; 2],
+        task: impl FnOnce(Rc<Vfs<S>>, Reply) -> F + 'static,
+    ) where
+        F: Future<Output = ()> + 'static,
+    {
+        let inodes = directories.map(|id| self.shared().inodes.get(id));
+        for directory in inodes.iter().flatten() {
+            directory.busy.fetch_add(1, Ordering::Relaxed);
+        }
+        self.spawn(asked, |vfs, reply| async move {
+            task(vfs, reply).await;
+            for directory in inodes.iter().flatten() {
+                directory.busy.fetch_sub(1, Ordering::Relaxed);
+            }
+        });
     }
 
     fn dispatch(&self, asked: &mut Asked<'_>) -> Outcome<()> {
@@ -395,7 +422,7 @@ impl<S: Store> Session<S> {
         let (parent, name) = (self.id(asked.header.node), asked.fields.name()?);
         self.spawn(asked, |vfs, reply| async move {
             let outcome = vfs.lookup(parent, name).await;
-            answer_entry(&vfs.shared, reply, outcome);
+            answer_entry(&vfs.shared, reply, parent, outcome);
         });
         Ok(())
     }
@@ -482,9 +509,9 @@ impl<S: Store> Session<S> {
 
     fn make(&self, asked: &mut Asked<'_>, name: Bytes, node: NewNode) -> Outcome<()> {
         let parent = self.id(asked.header.node);
-        self.spawn(asked, |vfs, reply| async move {
+        self.spawn_change(asked, [parent, parent], move |vfs, reply| async move {
             let outcome = vfs.make(parent, name, node, Making::Now).await;
-            answer_entry(&vfs.shared, reply, outcome);
+            answer_entry(&vfs.shared, reply, parent, outcome);
         });
         Ok(())
     }
@@ -528,7 +555,7 @@ impl<S: Store> Session<S> {
     fn remove(&self, asked: &mut Asked<'_>) -> Outcome<()> {
         let (parent, name) = (self.id(asked.header.node), asked.fields.name()?);
         let is_directory = asked.header.opcode == op::RMDIR;
-        self.spawn(asked, |vfs, reply| async move {
+        self.spawn_change(asked, [parent, parent], move |vfs, reply| async move {
             let outcome = match is_directory {
                 true => vfs.rmdir(parent, name).await,
                 false => vfs.unlink(parent, name).await,
@@ -556,7 +583,7 @@ impl<S: Store> Session<S> {
         };
         let source = (self.id(asked.header.node), asked.fields.name()?);
         let target = (self.id(new_parent), asked.fields.name()?);
-        self.spawn(asked, |vfs, reply| async move {
+        self.spawn_change(asked, [source.0, target.0], move |vfs, reply| async move {
             reply.outcome(vfs.rename(source, target, mode).await);
         });
         Ok(())
@@ -565,9 +592,9 @@ impl<S: Store> Session<S> {
     fn link(&self, asked: &mut Asked<'_>) -> Outcome<()> {
         let id = self.id(asked.fields.u64()?);
         let (parent, name) = (self.id(asked.header.node), asked.fields.name()?);
-        self.spawn(asked, |vfs, reply| async move {
+        self.spawn_change(asked, [parent, parent], move |vfs, reply| async move {
             let outcome = vfs.link(id, parent, name).await;
-            answer_entry(&vfs.shared, reply, outcome);
+            answer_entry(&vfs.shared, reply, parent, outcome);
         });
         Ok(())
     }
@@ -605,16 +632,14 @@ impl<S: Store> Session<S> {
             caller: asked.caller(),
         };
         let is_named = asked.header.opcode == op::CREATE;
-        self.spawn(asked, move |vfs, reply| async move {
+        self.spawn_change(asked, [parent, parent], move |vfs, reply| async move {
             let made = match is_named {
                 true => vfs.create(parent, name, node, flags).await,
                 false => vfs.create_unnamed(parent, node, flags).await,
             };
             match made {
-                Ok((inode, opened)) => {
-                    let attr = to_attr(&vfs.shared, &inode.state().shown());
-                    let entry = Answer::new().entry(&attr, vfs.shared.tuning.ttl_ms);
-                    answer_opened(reply, entry, opened);
+                Ok((found, opened)) => {
+                    answer_opened(reply, entry_of(&vfs.shared, parent, &found), opened);
                 }
                 Err(error) => reply.error(error),
             }
@@ -637,7 +662,10 @@ impl<S: Store> Session<S> {
             return Ok(());
         }
         self.spawn(asked, |vfs, reply| async move {
-            match vfs.read(&handle, at, length).await {
+            handle.inode.busy.fetch_add(1, Ordering::Relaxed);
+            let read = vfs.read(&handle, at, length).await;
+            handle.inode.busy.fetch_sub(1, Ordering::Relaxed);
+            match read {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(error),
             }
@@ -655,7 +683,7 @@ impl<S: Store> Session<S> {
         let kills = handle.inode.state().loses_privileges(flags & KILL_PRIVILEGES != 0);
         if !self.shared().writes_through(&handle) && !kills {
             match self.shared().write_here(&handle, at, data)? {
-                WriteHere::Full | WriteHere::NoTurn => {}
+                WriteHere::Full | WriteHere::NoTurn | WriteHere::NotTold => {}
                 done => {
                     answer_written(asked.reply(), Ok(length as u64));
                     if done == WriteHere::Kick {
@@ -670,7 +698,9 @@ impl<S: Store> Session<S> {
             if kills && let Err(error) = vfs.kill_privileges(&handle.inode).await {
                 return reply.error(error);
             }
+            handle.inode.busy.fetch_add(1, Ordering::Relaxed);
             let written = vfs.write(&handle, at, data).await;
+            handle.inode.busy.fetch_sub(1, Ordering::Relaxed);
             answer_written(reply, written.map(|count| count as u64));
         });
         Ok(())
@@ -776,26 +806,35 @@ impl<S: Store> Session<S> {
             let mut told = Answer(Vec::with_capacity(room));
             let outcome = vfs
                 .list(&handle, place, true, |entry| {
-                    let inode = entry.known.as_ref().map(|(home, record)| {
-                        let inode = vfs.hear(home, record.clone());
+                    let directory = &handle.inode;
+                    let (right, recalls) = &entry.right;
+                    let is_same = directory.recalls.load(Ordering::Relaxed) == *recalls;
+                    let right = right.clone().filter(|_| is_same);
+                    let inode = entry.known.as_ref().map(|(home, record, known)| {
+                        let known = known.clone().filter(|_| is_same);
+                        let inode = vfs.hear(home, record.clone(), known);
                         inode.found(handle.inode.id, &entry.name);
                         inode
                     });
                     let (attr, ttl) = match &inode {
                         Some(inode) => {
-                            (to_attr(shared, &inode.state().shown()), shared.tuning.ttl_ms)
+                            let state = inode.state();
+                            let attributes_ms = state.attributes_ms(shared.tuning.ttl_ms);
+                            let name_ms = shared.name_ms(directory, &right);
+                            (to_attr(shared, &state.shown()), (name_ms, attributes_ms))
                         }
                         None => {
                             // `.` and `..`: the kernel takes the number and the kind, and no
                             // lookup.
                             let own = to_attr(shared, &handle.inode.state().shown());
-                            (Attr { ino: to_ino(shared, entry.id), ..own }, 0)
+                            (Attr { ino: to_ino(shared, entry.id), ..own }, (0, 0))
                         }
                     };
                     let before = told.0.len();
                     let all = std::mem::take(&mut told);
                     let kind = type_bits(entry.kind) >> 12;
-                    told = all.entry(&attr, ttl).listed(attr.ino, entry.place, kind, &entry.name);
+                    let all = all.entry(&attr, ttl.0, ttl.1);
+                    told = all.listed(attr.ino, entry.place, kind, &entry.name);
                     let fits = told.0.len() <= room;
                     if !fits {
                         told.0.truncate(before);

@@ -86,7 +86,7 @@ impl<S: Store> Vfs<S> {
             _ => AttributeChanges { data: Some((FileData::None, 0)), ..Self::changed_now() },
         };
         let leaves = changes.device.is_some_and(|news| news.writers < 0);
-        let record = self.set_record(&inode.home, inode.id, changes, false).await?;
+        let (record, right) = self.set_record(&inode.home, inode.id, changes, false).await?;
         let foreign = {
             let mut state = inode.state();
             state.is_marked &= !leaves;
@@ -96,7 +96,7 @@ impl<S: Store> Vfs<S> {
                 state.mtime_waits = None;
             }
             state.record_unstable = true;
-            state.absorb(record, true, crate::clock::now_ms())
+            state.absorb(record, true, right)
         };
         if foreign {
             self.shared.drop_pages(inode.id);
@@ -245,7 +245,7 @@ impl<S: Store> Vfs<S> {
                 match self.shared.take_in(handle, from, &zeros)? {
                     WriteHere::Full => is_full = true,
                     WriteHere::Kick => self.kick(inode),
-                    WriteHere::Done | WriteHere::NoTurn => {}
+                    WriteHere::Done | WriteHere::NoTurn | WriteHere::NotTold => {}
                 }
                 if is_full {
                     break;

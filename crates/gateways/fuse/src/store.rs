@@ -3,12 +3,18 @@
 //! The words are those of `wire::lcc`; finding the owner, retries and operation ids are the client
 //! library's. A trait, so that the mount is tested without a cluster (`memory.rs`).
 
+use std::sync::Arc;
+
+use braid_client::{Grant, Notice, Pins};
 use braid_env::Payload;
-use braid_terms::{AckMode, DataType, GroupLayout};
+use braid_terms::{AckMode, DataType, DeviceId, GroupLayout};
 use braid_wire::lcc::{DirectoryOp, FileOp, LccReply, OperationId};
 use bytes::Bytes;
 
 use crate::errno::Errno;
+
+/// The right to keep an answer, if there is one.
+pub type Right = Option<Arc<Grant>>;
 
 /// Why a request was not done.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -42,9 +48,23 @@ pub struct Space {
 pub trait Store: 'static {
     /// The root directory's group.
     async fn root(&self) -> Result<GroupLayout, StoreError>;
-    /// Does it at the owner of a directory's group.
-    async fn directory(&self, group: &GroupLayout, op: DirectoryOp)
-    -> Result<LccReply, StoreError>;
+    /// Does it at the owner of a directory's group; the answer may be kept under the right that comes
+    /// along. Also a refusal may be told from what is kept.
+    async fn directory(
+        &self,
+        group: &GroupLayout,
+        op: DirectoryOp,
+    ) -> Result<(LccReply, Right), StoreError>;
+    /// The right to keep what is known of a directory's group.
+    fn right(&self, group: DeviceId) -> Right;
+    /// Which groups' copies are used without asking the store.
+    fn pins(&self) -> Arc<Pins>;
+    /// Finds out whether the lease of anything that was given is over; before each answer.
+    fn drop_lost(&self);
+    /// What is to be dropped, if there is anything now. Source: N-1.
+    fn notice_now(&self) -> Option<Notice>;
+    /// The same; waits for it. None: there will be nothing.
+    async fn notice(&self) -> Option<Notice>;
     /// Does it at the owner of a file's group.
     async fn file(
         &self,

@@ -38,7 +38,7 @@ use crate::clock::{now_ms, wall};
 use crate::errno::{Errno, Outcome};
 use crate::inode::{Inode, Names, State};
 use crate::open::{O_APPEND, O_TRUNC};
-use crate::store::Store;
+use crate::store::{Right, Store};
 use crate::vfs::Vfs;
 
 /// What the owner has not heard yet.
@@ -109,7 +109,8 @@ impl<S: Store> Vfs<S> {
         let layout = self.store.ready_device()?;
         let new = NewAttributes { id: Some(layout.group()), ..new.clone() };
         let record = provisional(layout.group(), &new);
-        let inode = self.hear(&parent.home, record);
+        let right = self.store.right(parent.home.group());
+        let inode = self.hear(&parent.home, record, right);
         inode.found(parent.id, name);
         {
             let mut state = inode.state();
@@ -219,11 +220,11 @@ impl<S: Store> Vfs<S> {
             let Some(Birth { op, parent, told }) = self.birth(inode, stable) else {
                 return Ok(None);
             };
-            let reply = self.directory(&parent.home, op).await;
-            parent.state().fetched_ms = 0;
+            let reply = self.look(&parent.home, op).await;
+            parent.state().right = None;
             match reply {
-                Ok(LccReply::Entry { attributes: Some(record), .. }) => {
-                    self.born(inode, *record, told, stable);
+                Ok((LccReply::Entry { attributes: Some(record), .. }, right)) => {
+                    self.born(inode, (*record, right), told, stable);
                     return Ok(None);
                 }
                 Err(Errno::EXIST) => {
@@ -272,14 +273,14 @@ impl<S: Store> Vfs<S> {
         Some(Birth { op, parent, told })
     }
 
-    fn born(&self, inode: &Arc<Inode>, record: Attributes, told: Told, stable: bool) {
+    fn born(&self, inode: &Arc<Inode>, heard: (Attributes, Right), told: Told, stable: bool) {
         self.leave_nursery(inode);
         let mut state = inode.state();
         state.unborn = None;
         state.flights.clear();
         state.record_waits_no_more(told.until, told.mtime);
         state.record_unstable = !stable;
-        state.absorb(record, true, now_ms());
+        state.absorb(heard.0, true, heard.1);
         drop(state);
         self.freed(inode, told.sent);
     }
@@ -333,7 +334,7 @@ impl<S: Store> Vfs<S> {
             None => return Ok(None),
         };
         let other = match self.lookup_owner(&parent, name).await {
-            Ok(other) => other,
+            Ok(found) => found.inode,
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error),
         };

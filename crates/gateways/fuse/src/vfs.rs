@@ -10,16 +10,20 @@
 //! The operations are in files by what they are about: `names.rs`, `listing.rs`, `attributes.rs`,
 //! `open.rs`, `read.rs`, `write.rs`, `space.rs`. None of them knows the kernel's protocol.
 //! # Coherence
-//! Entries and attributes are believed for [`Tuning::ttl_ms`]; an open asks the owner (close to
-//! open), and the kernel keeps its pages of a file only if nobody else changed the bytes.
+//! What owners say is believed while they grant it, and forgotten when they recall it (`recalls.rs`);
+//! the kernel believes it as long as the lease runs, and [`Tuning::ttl_ms`] at most. Where nothing is
+//! granted, an open asks the owner (close to open), and the kernel keeps its pages of a file only if
+//! nobody else changed the bytes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use braid_client::Pins;
 use braid_env::Payload;
 use braid_terms::{AckMode, DataType, DeviceId, GroupLayout};
 use braid_wire::lcc::{Attributes, DirectoryOp, FileData, FileKind, FileOp, LccReply};
@@ -31,13 +35,13 @@ use crate::errno::{Errno, Outcome, of_store};
 use crate::inode::{Inode, InodeTable, Names};
 use crate::listing::Listing;
 use crate::locks::HeldLocks;
-use crate::store::{Space, Store, StoreError};
+use crate::store::{Right, Space, Store, StoreError};
 use crate::unborn::Nursery;
 
 /// Sizes and times of a mount.
 #[derive(Clone, Debug)]
 pub struct Tuning {
-    /// How long attributes and entries are believed.
+    /// How long the kernel may believe attributes and entries at most; 0: nothing is kept anywhere.
     pub ttl_ms: u64,
     /// Bytes that may wait to be written, sent ones included.
     pub write_memory: u64,
@@ -107,6 +111,10 @@ pub struct Shared {
     pub stale_pages: std::sync::mpsc::Sender<Stale>,
     /// Bytes on their way into the kernel's pages.
     pub store_bytes: AtomicU64,
+    /// Names in the kernel that are no longer right.
+    pub stale_names: std::sync::mpsc::Sender<Stale>,
+    /// Homes of open files: their attributes and bytes are used without asking.
+    pub pins: Arc<Pins>,
 }
 
 /// What the kernel is to be told.
@@ -122,6 +130,8 @@ pub enum Stale {
     },
     /// Pages and attributes of this inode are no longer right.
     Inode(DeviceId),
+    /// This name in this directory.
+    Name(DeviceId, Bytes),
     /// Everything before was told.
     Told(tokio::sync::oneshot::Sender<()>),
 }
@@ -196,6 +206,8 @@ pub struct Vfs<S> {
     pub closing: Cell<usize>,
     /// One has ended.
     pub closed: Notify,
+    /// Where the kernel is told what is stale.
+    pub notices: RefCell<Option<OwnedFd>>,
     /// Files of which owners have not heard yet.
     pub nursery: RefCell<Nursery>,
 }
@@ -205,7 +217,11 @@ impl Shared {
     pub fn new(
         tuning: Tuning,
         root: DeviceId,
-        stale_pages: std::sync::mpsc::Sender<Stale>,
+        (stale_pages, stale_names): (
+            std::sync::mpsc::Sender<Stale>,
+            std::sync::mpsc::Sender<Stale>,
+        ),
+        pins: Arc<Pins>,
     ) -> Self {
         Self {
             tuning,
@@ -216,6 +232,8 @@ impl Shared {
             next_handle: AtomicU64::new(1),
             stale_pages,
             store_bytes: AtomicU64::new(0),
+            stale_names,
+            pins,
         }
     }
 
@@ -238,6 +256,9 @@ impl Shared {
         state.changers += u32::from(may_write(flags));
         drop(state);
         let handle = Handle::of_inode(inode, flags);
+        if handle.inode.kind == FileKind::File {
+            self.pins.pin(handle.inode.home.group());
+        }
         self.handles.lock().expect("no holder panics").insert(number, Arc::new(handle));
         number
     }
@@ -250,6 +271,9 @@ impl Shared {
         state.changers -= u32::from(may_write(handle.flags));
         let last = state.opens == 0;
         drop(state);
+        if handle.inode.kind == FileKind::File {
+            self.pins.unpin(handle.inode.home.group());
+        }
         Some((handle, last))
     }
 
@@ -282,11 +306,6 @@ impl Shared {
     pub fn any_file_open(&self) -> bool {
         let handles = self.handles.lock().expect("no holder panics");
         handles.values().any(|handle| handle.inode.kind == FileKind::File)
-    }
-
-    /// Whether what was heard then is still believed.
-    pub fn is_fresh(&self, fetched_ms: u64) -> bool {
-        now_ms() < fetched_ms + self.tuning.ttl_ms
     }
 
     /// The kernel is to drop its pages of a file, or of a listing.
@@ -335,14 +354,15 @@ impl<S: Store> Vfs<S> {
             locks: HeldLocks::default(),
             closing: Cell::new(0),
             closed: Notify::new(),
+            notices: RefCell::default(),
             nursery: RefCell::default(),
         })
     }
 
     /// Hears of the root; before any other operation.
     pub async fn begin(&self, root: &GroupLayout) -> Outcome<()> {
-        let record = self.fetch_record(root, root.group()).await?;
-        let (inode, _) = self.shared.inodes.hear(root, record, now_ms());
+        let (record, right) = self.fetch_record(root, root.group()).await?;
+        let (inode, _) = self.shared.inodes.hear(root, record, right);
         // The kernel never forgets the root.
         inode.lookups.store(1, Ordering::Relaxed);
         Ok(())
@@ -350,9 +370,15 @@ impl<S: Store> Vfs<S> {
 
     /// Asks the owner of a directory's group.
     pub async fn directory(&self, group: &GroupLayout, op: DirectoryOp) -> Outcome<LccReply> {
+        self.look(group, op).await.map(|(reply, _)| reply)
+    }
+
+    /// The same, with the right to believe the answer.
+    pub async fn look(&self, group: &GroupLayout, op: DirectoryOp) -> Outcome<(LccReply, Right)> {
+        let keeps = self.shared.tuning.ttl_ms > 0;
         loop {
             match self.store.directory(group, op.clone()).await {
-                Ok(reply) => return Ok(reply),
+                Ok((reply, right)) => return Ok((reply, right.filter(|_| keeps))),
                 Err(error) if self.waits_for(&error) => tokio::time::sleep(HARD_PAUSE).await,
                 Err(error) => return Err(self.tell_of(group, &error)),
             }
@@ -400,18 +426,25 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Asks for a record.
-    pub async fn fetch_record(&self, home: &GroupLayout, id: DeviceId) -> Outcome<Attributes> {
-        match self.directory(home, DirectoryOp::GetAttributes { id }).await? {
-            LccReply::Attributes(record) => self.with_length(*record).await,
+    pub async fn fetch_record(
+        &self,
+        home: &GroupLayout,
+        id: DeviceId,
+    ) -> Outcome<(Attributes, Right)> {
+        match self.look(home, DirectoryOp::GetAttributes { id }).await? {
+            (LccReply::Attributes(record), right) => {
+                let asks = self.others_write(&record);
+                let record = self.with_length(*record).await?;
+                // What came while the length was asked for is not known here.
+                Ok((record, right.filter(|_| !asks)))
+            }
             _ => Err(Errno::IO),
         }
     }
 
     /// Looks up the length of a file that is being written elsewhere. Source: N-2.
     async fn with_length(&self, mut record: Attributes) -> Outcome<Attributes> {
-        let known = self.shared.inodes.get(record.id);
-        let ours = known.map_or(0, |inode| u32::from(inode.state().is_marked));
-        if record.writers <= ours {
+        if !self.others_write(&record) {
             return Ok(record); // If any, it is this mount that writes.
         }
         if let FileData::Device(layout) = &record.data {
@@ -429,12 +462,17 @@ impl<S: Store> Vfs<S> {
         Ok(record)
     }
 
+    fn others_write(&self, record: &Attributes) -> bool {
+        let known = self.shared.inodes.get(record.id);
+        known.map_or(0, |inode| u32::from(inode.state().is_marked)) < record.writers
+    }
+
     /// Makes sure that what is known of the inode is not older than the mount believes.
     pub async fn refresh(self: &Rc<Self>, inode: &Arc<Inode>) -> Outcome<()> {
         let known = {
             let state = inode.state();
             let is_here = state.names != Names::Some || state.unborn.is_some();
-            is_here || self.shared.is_fresh(state.fetched_ms)
+            is_here || state.is_fresh()
         };
         if known { Ok(()) } else { self.refetch(inode).await }
     }
@@ -444,8 +482,8 @@ impl<S: Store> Vfs<S> {
         if inode.state().unborn.is_some() {
             return self.settle(inode).await;
         }
-        let record = self.fetch_record(&inode.home, inode.id).await?;
-        self.absorb(inode, record, false);
+        let (record, right) = self.fetch_record(&inode.home, inode.id).await?;
+        self.absorb(inode, record, false, right);
         Ok(())
     }
 
@@ -456,16 +494,16 @@ impl<S: Store> Vfs<S> {
     }
 
     /// Takes a record in, and has the kernel drop its pages where somebody else changed the bytes.
-    pub fn absorb(&self, inode: &Arc<Inode>, record: Attributes, own_change: bool) {
-        let foreign = inode.state().absorb(record, own_change, now_ms());
+    pub fn absorb(&self, inode: &Arc<Inode>, record: Attributes, own_change: bool, right: Right) {
+        let foreign = inode.state().absorb(record, own_change, right);
         if foreign && inode.kind == FileKind::File {
             self.shared.drop_pages(inode.id);
         }
     }
 
     /// The inode of a record that was just heard, counted as told to the kernel.
-    pub fn hear(&self, home: &GroupLayout, record: Attributes) -> Arc<Inode> {
-        let (inode, foreign) = self.shared.inodes.hear(home, record, now_ms());
+    pub fn hear(&self, home: &GroupLayout, record: Attributes, right: Right) -> Arc<Inode> {
+        let (inode, foreign) = self.shared.inodes.hear(home, record, right);
         inode.lookups.fetch_add(1, Ordering::Relaxed);
         if foreign && inode.kind == FileKind::File {
             self.shared.drop_pages(inode.id);

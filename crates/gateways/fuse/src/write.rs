@@ -49,6 +49,8 @@ pub enum WriteHere {
     Full,
     /// Another mount may be appending.
     NoTurn,
+    /// The owner is to know first that bytes wait here.
+    NotTold,
 }
 
 /// How far a flush goes.
@@ -62,6 +64,8 @@ pub enum Depth {
     Stable,
 }
 
+/// How often it is tried to tell an owner of bytes that wait, while others look at the file.
+const TELL_MAX: u32 = 3;
 /// Largest size of a file.
 const SIZE_MAX: u64 = i64::MAX as u64;
 
@@ -73,6 +77,18 @@ impl Shared {
 
     /// Takes a write in, if there is room; an append, if it is this mount's turn.
     pub fn write_here(&self, handle: &Handle, at: u64, data: &[u8]) -> Outcome<WriteHere> {
+        // With nothing kept anywhere, nobody keeps what is old.
+        let is_told = self.tuning.ttl_ms == 0 || handle.inode.state().may_wait();
+        self.write_told(handle, at, data, is_told)
+    }
+
+    fn write_told(
+        &self,
+        handle: &Handle,
+        at: u64,
+        data: &[u8],
+        is_told: bool,
+    ) -> Outcome<WriteHere> {
         if handle.flags & O_APPEND != 0 {
             let state = handle.inode.state();
             // Of a file that no owner knows yet, or that has no name any more, no other mount knows.
@@ -83,6 +99,9 @@ impl Shared {
                 // The kernel has put the bytes where it took the end to be.
                 self.drop_pages(handle.inode.id);
             }
+        }
+        if !is_told {
+            return Ok(WriteHere::NotTold);
         }
         self.take_in(handle, at, data)
     }
@@ -141,9 +160,15 @@ impl<S: Store> Vfs<S> {
         at: u64,
         data: Bytes,
     ) -> Outcome<usize> {
+        // Who waits until they are sent need not tell that they wait.
+        let mut goes_on = self.shared.writes_through(handle);
         loop {
             let room = self.room.notified();
-            match self.shared.write_here(handle, at, &data)? {
+            let here = match goes_on {
+                true => self.shared.write_told(handle, at, &data, true),
+                false => self.shared.write_here(handle, at, &data),
+            };
+            match here? {
                 WriteHere::Done => break,
                 WriteHere::Kick => {
                     self.kick(&handle.inode);
@@ -154,6 +179,8 @@ impl<S: Store> Vfs<S> {
                     room.await;
                 }
                 WriteHere::NoTurn => self.take_turn(&handle.inode).await?,
+                // Where the owner cannot know, others see the bytes when they are sent.
+                WriteHere::NotTold => goes_on = !self.tell_writes(&handle.inode).await?,
             }
             let now = self.shared.inodes.get(handle.inode.id);
             if let Some(other) = now.filter(|now| !Arc::ptr_eq(now, &handle.inode)) {
@@ -171,6 +198,30 @@ impl<S: Store> Vfs<S> {
             self.finish(handle, depth).await?;
         }
         Ok(data.len())
+    }
+
+    /// Tells the owner that bytes of the file are going to wait here. Says whether it knows.
+    async fn tell_writes(&self, inode: &Arc<Inode>) -> Outcome<bool> {
+        let group = inode.home.group();
+        for _ in 0..TELL_MAX {
+            if self.store.right(group).is_none() {
+                break;
+            }
+            let sends = inode.sends.load(Ordering::Relaxed);
+            match self.directory(&inode.home, DirectoryOp::Writes { id: inode.id }).await {
+                Ok(_) => {}
+                Err(Errno::STALE) => continue,
+                Err(error) => return Err(error),
+            }
+            // If somebody looked at it meanwhile, the owner does not know any more.
+            if sends == inode.sends.load(Ordering::Relaxed) {
+                let right = self.store.right(group);
+                let is_told = right.is_some();
+                inode.state().writes = right;
+                return Ok(is_told);
+            }
+        }
+        Ok(false)
     }
 
     /// Flushes and reports a failure that the handle has not reported.
@@ -403,7 +454,7 @@ impl<S: Store> Vfs<S> {
             state.record_waits_no_more(Some(sequence), mtime);
             state.record_unstable = !stable;
             match &outcome {
-                Ok(record) => state.absorb(record.clone(), true, now_ms()),
+                Ok((record, right)) => state.absorb(record.clone(), true, right.clone()),
                 Err(error) => {
                     state.note_error(*error);
                     false
@@ -460,13 +511,13 @@ impl<S: Store> Vfs<S> {
             (changes, state.sequence, state.mtime_waits)
         };
         match self.set_record(&inode.home, inode.id, changes, stable).await {
-            Ok(record) => {
+            Ok((record, right)) => {
                 {
                     let mut state = inode.state();
                     state.record_waits_no_more(Some(sequence), mtime);
                     state.record_unstable = !stable;
                 }
-                self.absorb(inode, record, true);
+                self.absorb(inode, record, true, right);
                 Ok(())
             }
             Err(error) => {

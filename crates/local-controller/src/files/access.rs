@@ -8,7 +8,10 @@ use std::rc::Rc;
 use braid_terms::GroupLayout;
 use braid_wire::lcc::LccRefusal;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::LocalBoxFuture;
 
+use crate::caches::{Changed, Changing};
 use crate::{DeviceWrite, Group, GroupWrite, OwnError, PlaceError, ReadError, WriteError};
 
 /// A change of one device of a group.
@@ -57,6 +60,17 @@ pub trait GroupAccess: Clone + 'static {
 
     /// One cluster write, done when decided. Who needs an order waits for one before the next.
     fn write(&self, parts: Vec<Part>) -> impl Future<Output = Result<(), LccRefusal>> + 'static;
+
+    /// Whether clients may have copies of the group.
+    fn has_copies(&self) -> bool {
+        false
+    }
+
+    /// Before a decided change is shown; see `caches.rs`. Source: N-1.
+    fn before_change(&self, changed: Changed) -> LocalBoxFuture<'static, Option<Changing>> {
+        let _ = changed;
+        std::future::ready(None).boxed_local()
+    }
 
     /// Waits until all that is decided is stable.
     fn sync(&self) -> impl Future<Output = Result<(), LccRefusal>> + 'static;
@@ -119,6 +133,20 @@ impl GroupAccess for OwnedGroup {
             }
             group.write(change).await.map(|_| ()).map_err(write_refusal)
         }
+    }
+
+    fn has_copies(&self) -> bool {
+        self.0.lcc().is_ok_and(|lcc| lcc.caches.matters(self.0.layout().group()))
+    }
+
+    fn before_change(&self, changed: Changed) -> LocalBoxFuture<'static, Option<Changing>> {
+        let (lcc, group) = (self.0.lcc(), self.0.layout().group());
+        let waiting = async move {
+            // Without its LCC nothing is answered any more.
+            let caches = lcc.ok()?.caches.clone();
+            Some(caches.before_change(group, &changed).await)
+        };
+        waiting.boxed_local()
     }
 
     fn sync(&self) -> impl Future<Output = Result<(), LccRefusal>> + 'static {

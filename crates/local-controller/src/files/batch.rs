@@ -8,6 +8,7 @@
 //! operations --> [ collecting ] --close--> [ on its way: one cluster write ] --decided--> State
 //!                                                                                answers, readers
 //! ```
+//! Where clients have copies of what it changes, a decided batch waits until they have none (N-1).
 //! # Invariants
 //! B1 An operation is answered after its batch is decided, and after it is stable where asked; a
 //!    refused one after all batches are decided that it was judged by.
@@ -24,7 +25,8 @@ use std::rc::Rc;
 
 use braid_terms::{DeviceId, GroupLayout};
 use braid_wire::joint::JointId;
-use braid_wire::lcc::{DirectoryOp, LccRefusal, LccReply, OperationId};
+use braid_wire::lcc::{DirectoryOp, FileKind, IfExists, LccRefusal, LccReply, OperationId};
+use bytes::Bytes;
 use futures_util::future::try_join_all;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
@@ -36,6 +38,7 @@ use super::record::{Change, KIND_INTENT};
 use super::rules::{self, Circumstances, Verdict};
 use super::state::State;
 use super::steps;
+use super::touched::{self, Asked};
 
 /// A directory of which this LCC is the owner.
 pub struct Directory<G> {
@@ -52,6 +55,8 @@ pub struct Directory<G> {
 struct Core {
     state: State,
     pending: Pending,
+    /// Operations of the batch that is being collected.
+    asked: Vec<Asked>,
     /// None until the directory is begun.
     logs: Option<[Log; 2]>,
 }
@@ -90,7 +95,7 @@ impl<G: GroupAccess> Directory<G> {
         let pending = Pending::new(&state);
         Ok(Rc::new(Self {
             group,
-            core: RefCell::new(Core { state, pending, logs }),
+            core: RefCell::new(Core { state, pending, asked: Vec::new(), logs }),
             progress: watch::Sender::new(Progress { decided: 0, failed: None }),
             is_writing: Cell::new(false),
             is_checkpointing: [Cell::new(false), Cell::new(false)],
@@ -118,9 +123,10 @@ impl<G: GroupAccess> Directory<G> {
             DirectoryOp::Create { stable: true, .. }
                 | DirectoryOp::SetAttributes { stable: true, .. }
         );
-        let changed =
-            self.carry_out(|state, pending| rules::change(state, pending, op.clone(), &around));
-        let changed = changed.await?;
+        let asked = Asked::new(around.session, &op);
+        let judge =
+            |state: &State, pending: &mut _| rules::change(state, pending, op.clone(), &around);
+        let changed = self.carry_out(asked, judge).await?;
         if stable && matches!(changed, Changed::Done(_)) {
             self.group.sync().await?;
         }
@@ -129,8 +135,8 @@ impl<G: GroupAccess> Directory<G> {
 
     /// Does what another owner asks for a change over several groups. Source: W-7.
     pub async fn change_joint(self: Rc<Self>, op: DirectoryOp) -> Result<Changed, LccRefusal> {
-        let changed = self.carry_out(|state, pending| steps::change_joint(state, pending, &op));
-        let changed = changed.await?;
+        let judge = |state: &State, pending: &mut _| steps::change_joint(state, pending, &op);
+        let changed = self.carry_out(Asked::new(0, &op), judge).await?;
         let stable = match op {
             DirectoryOp::Intend { .. } => !braid_terms::planted!("W-7/intents-are-not-stable"),
             DirectoryOp::Outcome { .. } => true,
@@ -144,6 +150,7 @@ impl<G: GroupAccess> Directory<G> {
 
     async fn carry_out(
         self: &Rc<Self>,
+        asked: Asked,
         judge: impl Fn(&State, &mut Pending) -> Result<Verdict, LccRefusal>,
     ) -> Result<Changed, LccRefusal> {
         loop {
@@ -155,6 +162,9 @@ impl<G: GroupAccess> Directory<G> {
             let (verdict, newest) = {
                 let core = &mut *self.core.borrow_mut();
                 let verdict = judge(&core.state, &mut core.pending);
+                if let Ok(Verdict::Batched(..)) = verdict {
+                    core.asked.push(asked.clone());
+                }
                 (verdict, core.pending.newest())
             };
             match verdict {
@@ -281,6 +291,28 @@ impl<G: GroupAccess> Directory<G> {
         }
     }
 
+    /// What a name stands for, if its attributes are kept here.
+    pub fn id_of(&self, name: &Bytes) -> Option<DeviceId> {
+        let core = self.core.borrow();
+        core.state.names.get(name).filter(|entry| entry.home.is_none()).map(|entry| entry.id)
+    }
+
+    /// The regular file, kept here, whose last name an operation may take.
+    pub fn last_name_in(&self, op: &DirectoryOp) -> Option<DeviceId> {
+        let id = match op {
+            DirectoryOp::Unlink { name, keep: false, directory: false, .. } => self.id_of(name)?,
+            DirectoryOp::Rename { to, target: None, exchange: false, keep: false, .. } => {
+                self.id_of(to)?
+            }
+            DirectoryOp::Create { name, if_exists: IfExists::Replace, .. } => self.id_of(name)?,
+            DirectoryOp::SetAttributes { id, changes, .. } if changes.nlink < 0 => *id,
+            _ => return None,
+        };
+        let core = self.core.borrow();
+        let attributes = core.state.attributes.get(&id)?;
+        (attributes.kind == FileKind::File && attributes.nlink == 1).then_some(id)
+    }
+
     /// Waits until all that was answered is stable. Source: W-9.
     pub async fn sync(&self) -> Result<LccReply, LccRefusal> {
         self.check()?;
@@ -374,7 +406,7 @@ impl<G: GroupAccess> Directory<G> {
 
     /// One batch; `false` where there was nothing to write.
     async fn write_batch(self: &Rc<Self>) -> Result<bool, LccRefusal> {
-        let (batch, changes, parts) = {
+        let (batch, changes, parts, asked) = {
             let core = &mut *self.core.borrow_mut();
             if core.pending.is_empty() {
                 return Ok(false);
@@ -382,15 +414,22 @@ impl<G: GroupAccess> Directory<G> {
             let (batch, changes) = core.pending.close();
             let layout = self.group.layout();
             let parts = append(&mut core.logs, &layout, core.state.next_cookie, &changes);
-            (batch, changes, parts)
+            (batch, changes, parts, std::mem::take(&mut core.asked))
         };
         self.group.write(parts).await?;
+        let changing = if self.group.has_copies() {
+            let own = self.core.borrow().state.id;
+            self.group.before_change(touched::changed(own, &changes, &asked)).await
+        } else {
+            None
+        };
         {
             let core = &mut *self.core.borrow_mut();
             let before = core.state.names.len();
             changes.into_iter().for_each(|change| core.state.apply(change));
             core.pending.decided(batch, &core.state, before);
         }
+        drop(changing);
         self.progress.send_modify(|progress| progress.decided = batch);
         for role in ROLES {
             self.checkpoint_if_due(role).await?;

@@ -147,6 +147,7 @@ impl GroupAccess for MemoryGroup {
 fn around(id: u64) -> Circumstances {
     Circumstances {
         now: FileTime { seconds: i64::try_from(id).unwrap(), nanoseconds: 0 },
+        session: 0,
         new_id: DeviceId(1_000_000 + id),
     }
 }

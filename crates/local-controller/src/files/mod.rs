@@ -15,6 +15,7 @@
 //! | `log.rs`        | how records, checkpoints and roots stand on a device                     |
 //! | `file.rs`       | bytes of file devices                                                    |
 //! | `locks.rs`      | who holds locks of files                                                 |
+//! | `touched.rs`    | of whose copies a change makes old ones                                  |
 //! | `removal.rs`    | how devices that nothing names go away                                   |
 //! | `root.rs`       | how the root directory comes to be                                       |
 //! | `uses.rs`       | where a group's requests come from, and where it is to go                |
@@ -39,8 +40,12 @@ mod root;
 mod rules;
 mod state;
 mod steps;
+mod touched;
 mod uses;
 
+pub(crate) use checks::bad;
 pub use requests::Files;
 pub(crate) use requests::serve_one_of;
-pub use uses::Caller;
+pub use uses::{Asker, Caller};
+
+pub use crate::caches::Session;

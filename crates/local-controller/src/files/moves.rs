@@ -2,6 +2,7 @@
 //!
 //! # Theory
 //! ```text
+//! recalled  copies of clients are taken back, and none are granted; what comes is answered
 //! leaving   what comes waits
 //! drained   what was under way has ended, directory and locks are forgotten,
 //!           all that was numbered is decided, stable on all in-sync slots, and they were told
@@ -11,12 +12,13 @@
 //! The next owner opens the group as any: it finds a prefix in which nothing is in doubt.
 //! # Invariants
 //! M1 An undecided write is never given up.
+//! M2 Nobody has copies of what is given up, but with an owner's grant (N-1).
 //! # Failure
 //! What cannot be drained in time stays here (another attempt comes later), and so does what the
 //! global controller was not told of. Locks are told to the next owner by their holders (`locks.rs`);
 //! uploads, lists of removals and remembered operations are in the directory's log.
 //! # Source
-//! O-6.
+//! O-6, N-1.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -56,7 +58,7 @@ impl Files {
 
     fn begin_move(self: &Rc<Self>, device: DeviceId, wanted: Move) {
         let Some(to) = self.target(device, wanted) else { return };
-        if self.lcc.open_group(device).is_none() || !self.uses.begin_leaving(device) {
+        if self.lcc.open_group(device).is_none() || !self.uses.begin_recall(device) {
             return;
         }
         let files = self.clone();
@@ -65,6 +67,9 @@ impl Files {
 
     /// The group leaves; whether it is gone.
     async fn move_group(&self, device: DeviceId, to: Place) -> bool {
+        // Whoever has copies may need the group to give them back.
+        let _nobody_has_copies = self.lcc.caches.end_group(device).await;
+        self.uses.begin_leaving(device);
         let gone = match timeout(DRAIN_WAIT, self.drain(device)).await {
             Ok(Some(group)) => self.lcc.give_up(&group).await,
             Ok(None) | Err(_) => false,
@@ -83,7 +88,7 @@ impl Files {
         let handed = self.with_removals().into_iter().map(|layout| async move {
             let (device, op) = (layout.group(), DirectoryOp::Parent);
             let Some(to) = self.target(device, Move::ToServer) else { return };
-            if self.uses.begin_leaving(device) && self.move_group(device, to).await {
+            if self.uses.begin_recall(device) && self.move_group(device, to).await {
                 let request = LccRequest::Directory { layout, op };
                 // Who does not answer is out of luck: it is done when somebody uses the directory.
                 let _ = self.ask_peer(to.0, to.1, &request).await;
@@ -120,6 +125,10 @@ impl Files {
         // Batches, checkpoints and removals that the directory began by itself.
         while self.is_busy(device) {
             sleep(LOOK_AGAIN).await;
+        }
+        // Who has removed files open is known here alone. Source: N-4.
+        if self.lcc.caches.has_held(device) {
+            return None;
         }
         self.forget(device);
         self.locks.forget(device);

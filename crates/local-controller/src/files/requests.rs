@@ -23,8 +23,8 @@ use std::time::Duration;
 use braid_env::{Address, Connection, Payload};
 use braid_terms::{DeviceId, GroupLayout, LccId, PortionIndex, WriteNumber};
 use braid_wire::lcc::{
-    Answer, Chosen, DirectoryOp, FileData, FileOp, FileTime, GroupDescription, Lcc as LccService,
-    LccRefusal, LccReply, LccRequest, OperationId,
+    Answer, AttributeChanges, Chosen, DirectoryOp, FileData, FileOp, FileTime, GroupDescription,
+    Lcc as LccService, LccRefusal, LccReply, LccRequest, OperationId,
 };
 use braid_wire::rpc::{
     Client, Handler, Hello, HelloReply, Peer, Role, accept_hello, serve_connection_after,
@@ -43,8 +43,9 @@ use super::locks::{Locks, RECLAIM};
 use super::removal::remove_group;
 use super::root::ensure_root;
 use super::rules::{Circumstances, operation_of};
-use super::uses::{Caller, Uses};
+use super::uses::{Asker, Caller, Uses};
 use crate::Lcc;
+use crate::caches::Session;
 use crate::policy::choose;
 use crate::worker::repair_now;
 
@@ -124,9 +125,9 @@ struct Served {
 }
 
 impl Handler<LccService> for Served {
-    type Session = Caller;
+    type Session = Asker;
 
-    fn hello(&self, hello: &Hello) -> Result<Caller, HelloReply> {
+    fn hello(&self, hello: &Hello) -> Result<Asker, HelloReply> {
         let cluster = self.files.lcc.cluster();
         if hello.cluster != cluster {
             return Err(HelloReply::WrongCluster { cluster });
@@ -135,16 +136,18 @@ impl Handler<LccService> for Served {
             return Err(HelloReply::WrongRole);
         }
         Ok(match hello.peer {
-            Peer::Client { server: Some(server), .. } => Caller::Mount(server),
-            Peer::Client { random, server: None } => Caller::Client(random),
-            Peer::Server { .. } => Caller::Server,
-            Peer::Unknown => Caller::Client(0),
+            Peer::Client { random, server } => {
+                let caller = server.map_or(Caller::Client(random), Caller::Mount);
+                Asker { caller, session: random }
+            }
+            Peer::Server { .. } => Asker::SERVER,
+            Peer::Unknown => Asker { caller: Caller::Client(0), session: 0 },
         })
     }
 
     async fn handle(
         self: Rc<Self>,
-        caller: Rc<Caller>,
+        asker: Rc<Asker>,
         mut request: LccRequest,
         payload: Bytes,
     ) -> (Result<Answer, LccRefusal>, Payload) {
@@ -153,7 +156,7 @@ impl Handler<LccService> for Served {
         {
             question.client = question.client.or(self.client);
         }
-        match self.files.answer(*caller, request, payload).await {
+        match self.files.answer(*asker, request, payload).await {
             Ok((answer, payload)) => (Ok(answer), payload),
             Err(refusal) => (Err(refusal), Payload::empty()),
         }
@@ -200,7 +203,7 @@ impl Files {
     /// Errors: the refusal.
     pub async fn answer(
         self: &Rc<Self>,
-        caller: Caller,
+        asker: Asker,
         request: LccRequest,
         payload: Bytes,
     ) -> Result<(Answer, Payload), LccRefusal> {
@@ -213,8 +216,11 @@ impl Files {
             LccRequest::NewDevices { .. }
             | LccRequest::Choose { .. }
             | LccRequest::Shadow { .. }
+            | LccRequest::Watch { .. }
+            | LccRequest::KeepCaches { .. }
             | LccRequest::Status => None,
         };
+        let Asker { caller, session } = asker;
         let _under_way = match group {
             Some(group) => Some(self.enter(group, caller).await?),
             None => None,
@@ -226,7 +232,7 @@ impl Files {
                 return Ok((Answer { reply, written }, payload));
             }
             LccRequest::Directory { layout, op } => {
-                let (reply, written) = self.directory_change(&layout, op).await?;
+                let (reply, written) = self.directory_change(session, &layout, op).await?;
                 return Ok((Answer { reply, written }, Payload::empty()));
             }
             LccRequest::Choose { data_type, question } => {
@@ -266,6 +272,12 @@ impl Files {
                 LccReply::Done
             }
             LccRequest::Status => LccReply::Status(self.lcc.status()),
+            LccRequest::Watch { registration, begins, answers } => {
+                self.lcc.caches.watch(session, registration, begins, answers).await?
+            }
+            LccRequest::KeepCaches { registration } => {
+                self.lcc.caches.keep(session, registration)?
+            }
         };
         Ok((Answer { reply, written: None }, Payload::empty()))
     }
@@ -288,16 +300,18 @@ impl Files {
     /// An operation on a directory.
     pub async fn directory_op(
         self: &Rc<Self>,
+        session: Session,
         layout: &GroupLayout,
         op: DirectoryOp,
     ) -> Result<LccReply, LccRefusal> {
-        self.directory_change(layout, op).await.map(|(reply, _)| reply)
+        self.directory_change(session, layout, op).await.map(|(reply, _)| reply)
     }
 
     /// An operation on a directory, and the mark at which it is decided if it is a change. What is
     /// before the first wait happens in the order of the calls, if the directory is in memory.
     async fn directory_change(
         self: &Rc<Self>,
+        session: Session,
         layout: &GroupLayout,
         mut op: DirectoryOp,
     ) -> Result<(LccReply, Option<WriteNumber>), LccRefusal> {
@@ -334,10 +348,20 @@ impl Files {
                 if grows(&op) && !self.lcc.has_room(layout) {
                     return Err(LccRefusal::NoSpace);
                 }
-                let around = Circumstances { now: self.now(), new_id: self.id_for(&op).await? };
+                self.before_look(layout.group(), session, &directory, &op).await;
+                let new_id = self.id_for(&op).await?;
+                let around = Circumstances { now: self.now(), new_id, session };
+                // From here on it hears what others change of what it is told.
+                let is_granted = self.lcc.caches.grant(layout.group(), session);
+                let held = self.hold_open(session, layout.group(), &directory, &op).await?;
                 // Of the group that the directory was read under: a later one has other numbers.
                 let group = directory.group().0.clone();
-                let reply = self.change(directory, op, around).await?;
+                let changed = self.change(directory.clone(), op, around).await;
+                if let (Some(id), Err(_)) = (held, &changed) {
+                    self.let_go(layout.group(), &directory, id).await;
+                }
+                let reply = changed?;
+                let reply = if is_granted { LccReply::Granted(Box::new(Ok(reply))) } else { reply };
                 return Ok((reply, group.written()));
             }
             DirectoryOp::Lock { lock, wait } => {
@@ -358,12 +382,115 @@ impl Files {
                 directory.check()?;
                 self.locks.keep(layout.group(), session, &locks)
             }
+            DirectoryOp::Closed { id } => {
+                self.lcc.caches.closed(layout.group(), session, id);
+                directory.check().map(|()| LccReply::Done)
+            }
+            DirectoryOp::Writes { id } => {
+                let reply = self.lcc.caches.writes(layout.group(), session, id).await?;
+                directory.check().map(|()| reply)
+            }
             op => {
                 self.look_is_settled(&directory, &op).await?;
-                directory.look(&op)
+                self.before_look(layout.group(), session, &directory, &op).await;
+                let seen = directory.look(&op);
+                // Only what the directory says may be kept, not that it cannot say anything.
+                let says = matches!(seen, Ok(_) | Err(LccRefusal::NotFound));
+                if says && self.lcc.caches.grant(layout.group(), session) {
+                    return Ok((LccReply::Granted(Box::new(seen)), None));
+                }
+                seen
             }
         };
         reply.map(|reply| (reply, None))
+    }
+
+    /// Bytes that clients have not sent are held before others see or change the file. Source: W-9.
+    async fn before_look(
+        &self,
+        group: DeviceId,
+        session: Session,
+        directory: &Directory<OwnedGroup>,
+        op: &DirectoryOp,
+    ) {
+        let caches = &self.lcc.caches;
+        if !caches.matters(group) {
+            return;
+        }
+        match op {
+            DirectoryOp::Lookup { name } | DirectoryOp::Unlink { name, .. } => {
+                if let Some(of_name) = directory.id_of(name) {
+                    caches.before_look(group, session, |id| *id == of_name).await;
+                }
+            }
+            DirectoryOp::GetAttributes { id: of } | DirectoryOp::SetAttributes { id: of, .. } => {
+                caches.before_look(group, session, |id| id == of).await;
+            }
+            DirectoryOp::List { attributes: true, .. } => {
+                caches.before_look(group, session, |_| true).await;
+            }
+            _ => {}
+        }
+    }
+
+    /// Where an operation may take the last name of a file that others have open, a name is counted for
+    /// them first. Gives the file. Source: N-4.
+    async fn hold_open(
+        self: &Rc<Self>,
+        session: Session,
+        group: DeviceId,
+        directory: &Rc<Directory<OwnedGroup>>,
+        op: &DirectoryOp,
+    ) -> Result<Option<DeviceId>, LccRefusal> {
+        let caches = &self.lcc.caches;
+        let Some(id) = directory.last_name_in(op).filter(|_| caches.matters(group)) else {
+            return Ok(None);
+        };
+        if caches.is_held(group, id) || !caches.is_open_elsewhere(group, session, id).await {
+            return Ok(None);
+        }
+        self.count_name(directory, id, 1).await?;
+        caches.count_held(group, id, true);
+        Ok(Some(id))
+    }
+
+    /// Nobody needs the name that was counted for holders of a file any more.
+    async fn let_go(
+        self: &Rc<Self>,
+        group: DeviceId,
+        directory: &Rc<Directory<OwnedGroup>>,
+        id: DeviceId,
+    ) {
+        match self.count_name(directory, id, -1).await {
+            Ok(()) | Err(LccRefusal::NotFound) => self.lcc.caches.count_held(group, id, false),
+            // Tried again, unless the directory is lost: then the file keeps a name too many.
+            Err(refusal) => tracing::debug!(%id, ?refusal, "a removed file stays for now"),
+        }
+    }
+
+    async fn count_name(
+        self: &Rc<Self>,
+        directory: &Rc<Directory<OwnedGroup>>,
+        id: DeviceId,
+        change: i32,
+    ) -> Result<(), LccRefusal> {
+        self.counter.set(self.counter.get() + 1);
+        let operation = OperationId { client: self.random, counter: self.counter.get() };
+        let changes = AttributeChanges { nlink: change, ..AttributeChanges::default() };
+        let op = DirectoryOp::SetAttributes { operation, id, changes, stable: false };
+        let around = Circumstances { now: self.now(), new_id: DeviceId(0), session: 0 };
+        self.change(directory.clone(), op, around).await.map(drop)
+    }
+
+    /// Files that were held for who is gone, or has closed them. Source: N-4.
+    async fn let_go_of_closed(self: &Rc<Self>) {
+        for (group, id) in self.lcc.caches.held_by_nobody() {
+            match self.held(group) {
+                Some(directory) => self.let_go(group, &directory, id).await,
+                // Somebody else owns it now, and knows nothing of it.
+                None => self.lcc.caches.count_held(group, id, false),
+            }
+        }
     }
 
     fn locks_from(&self, device: DeviceId) -> Instant {
@@ -501,6 +628,7 @@ impl Files {
             return Err(LccRefusal::NotEmpty);
         }
         self.forget(layout.group());
+        let _nobody_has_copies = self.lcc.caches.end_group(layout.group()).await;
         remove_group(&self.lcc, layout).await?;
         Ok(LccReply::Done)
     }
@@ -520,6 +648,7 @@ impl Files {
         let mut uploads_looked_at = Instant::now();
         loop {
             sleep(BACKGROUND_EVERY).await;
+            self.let_go_of_closed().await;
             self.work_off_removals().await;
             self.work_off_joints().await;
             if UPLOADS_EVERY <= uploads_looked_at.elapsed() {
@@ -625,7 +754,7 @@ impl Files {
         layout: &GroupLayout,
         request: LccRequest,
     ) -> Result<LccReply, LccRefusal> {
-        match Box::pin(self.answer(Caller::Server, request.clone(), Bytes::new())).await {
+        match Box::pin(self.answer(Asker::SERVER, request.clone(), Bytes::new())).await {
             Err(LccRefusal::NotOwner { owner: Some((lcc, address)) }) => {
                 self.ask_peer(lcc, address, &request).await
             }

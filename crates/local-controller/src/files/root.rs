@@ -65,8 +65,8 @@ async fn make_root(files: &Rc<Files>) -> Result<(), LccRefusal> {
         },
         parent: layout.clone(),
     };
-    files.directory_op(&layout, begin).await?;
-    files.directory_op(&layout, DirectoryOp::Sync { written: Vec::new() }).await?;
+    files.directory_op(0, &layout, begin).await?;
+    files.directory_op(0, &layout, DirectoryOp::Sync { written: Vec::new() }).await?;
     match offer(files, &layout).await {
         Some(root) if root == layout => {
             tracing::info!(directory = %layout.group(), "made the root directory");

@@ -55,6 +55,8 @@ pub struct Circumstances {
     pub now: FileTime,
     /// A number that no device has, for a file whose bytes are inline.
     pub new_id: DeviceId,
+    /// The client process that asks, 0 for one that keeps no copies. Source: N-1.
+    pub session: u64,
 }
 
 /// Does a changing operation, or refuses it.
@@ -111,6 +113,8 @@ pub fn operation_of(op: &DirectoryOp) -> Option<OperationId> {
         | DirectoryOp::Outcome { .. }
         | DirectoryOp::Parent
         | DirectoryOp::Sync { .. }
+        | DirectoryOp::Writes { .. }
+        | DirectoryOp::Closed { .. }
         | DirectoryOp::Remove
         | DirectoryOp::Lock { .. }
         | DirectoryOp::Unlock { .. }

@@ -90,6 +90,7 @@ impl Bench {
         self.time += 1;
         let around = Circumstances {
             now: FileTime { seconds: self.time, nanoseconds: 0 },
+            session: 0,
             new_id: DeviceId(self.next),
         };
         change(&self.state, &mut self.pending, op, &around)

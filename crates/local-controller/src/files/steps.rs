@@ -101,7 +101,7 @@ pub fn change_joint(
         }
         _ => Default::default(),
     };
-    let around = Circumstances { now: time, new_id: DeviceId(0) };
+    let around = Circumstances { now: time, new_id: DeviceId(0), session: 0 };
     let mut draft = Draft { state, pending, around: &around };
     match op {
         DirectoryOp::Intend { joint, steps } => draft.intend(joint, steps),

@@ -29,6 +29,8 @@ use braid_terms::{DeviceId, LccId, ServerId};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::caches::Session;
+
 /// Who sends a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Caller {
@@ -40,6 +42,20 @@ pub enum Caller {
     Client(u64),
     /// A role of a server: background work, which counts for nothing.
     Server,
+}
+
+/// Who sends a request, and which client process's copies it is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asker {
+    /// Who sends it.
+    pub caller: Caller,
+    /// The client process, 0 for others. Source: N-1.
+    pub session: Session,
+}
+
+impl Asker {
+    /// A role of a server.
+    pub const SERVER: Self = Self { caller: Caller::Server, session: 0 };
 }
 
 /// To whom a group is to go.
@@ -76,6 +92,8 @@ struct Use {
 #[derive(Clone, Copy)]
 enum State {
     Here,
+    /// Copies that clients have of it are taken back; its requests go on.
+    Recalled,
     Leaving,
     /// Given to that owner, who is named until then.
     Given(Place, Instant),
@@ -112,22 +130,31 @@ impl Uses {
             }
             State::Given(place, until) if now < until => return Entry::Gone(place),
             State::Given(..) => *used = Use::new(caller, now),
-            State::Here | State::Leaving | State::Stays(_) => {}
+            State::Here | State::Recalled | State::Leaving | State::Stays(_) => {}
         }
         used.under_way += 1;
         let wanted = used.note(caller, now, is_mount);
         Entry::Begun(UnderWay { uses: self.clone(), group }, wanted)
     }
 
+    /// Its copies are going to be taken back before it leaves. `false` where it leaves already.
+    pub fn begin_recall(&self, group: DeviceId) -> bool {
+        self.begin(group, State::Recalled, |state| matches!(state, State::Here))
+    }
+
     /// From now on requests wait. `false` where it leaves already.
     pub fn begin_leaving(&self, group: DeviceId) -> bool {
+        self.begin(group, State::Leaving, |state| matches!(state, State::Here | State::Recalled))
+    }
+
+    fn begin(&self, group: DeviceId, next: State, may: impl Fn(State) -> bool) -> bool {
         let mut uses = self.0.borrow_mut();
         let used = uses.entry(group).or_insert_with(|| Use::new(Caller::Server, Instant::now()));
-        let is_here = matches!(used.state, State::Here);
-        if is_here {
-            used.state = State::Leaving;
+        let may = may(used.state);
+        if may {
+            used.state = next;
         }
-        is_here
+        may
     }
 
     /// Waits until no request is under way.
@@ -160,7 +187,9 @@ impl Uses {
     pub fn forget_idle(&self) {
         let now = Instant::now();
         self.0.borrow_mut().retain(|_, used| {
-            used.under_way > 0 || matches!(used.state, State::Leaving) || now < used.last + IDLE
+            used.under_way > 0
+                || matches!(used.state, State::Recalled | State::Leaving)
+                || now < used.last + IDLE
         });
     }
 }

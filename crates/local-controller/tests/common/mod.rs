@@ -171,6 +171,7 @@ impl FakeCoordinator {
                             grant: self.grant(),
                             facts: self.facts_of(group),
                             clean: false,
+                            caches_ms: 0,
                         }
                     }
                 }

@@ -1,0 +1,215 @@
+//! Ring 2: clients that keep copies, as mounts do, never see what is not so any more.
+//!
+//! A *holder* looks at one file's mode again and again, from its copies where they are granted; a
+//! *writer* without copies changes that mode to 1, 2, 3 ... A look that began after the change to n was
+//! answered must see n or more.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use braid_client::AttributeChanges;
+use braid_env::simulated::SimProcess;
+use braid_sim::scripted::{Role, Script};
+use tokio::time::{Instant, sleep};
+
+const HOLDER: u32 = 150;
+const FILE: &str = "/file";
+
+/// One look: when it began, when it ended, what it saw.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    began: Instant,
+    ended: Instant,
+    mode: u32,
+}
+
+struct Holder {
+    process: SimProcess,
+    looks: Rc<RefCell<Vec<Look>>>,
+}
+
+impl Holder {
+    /// A process of its own that looks every millisecond.
+    fn start(script: &Script) -> Self {
+        let looks: Rc<RefCell<Vec<Look>>> = Rc::default();
+        let (cluster, seen) = (script.cluster.clone(), looks.clone());
+        let machine = script.simulation.machine(HOLDER);
+        let process = script.simulation.spawn_process(&machine, "mount", move |env| async move {
+            let Ok(client) = cluster.client_in(env).await else { return };
+            let _caches = client.keep_caches(None);
+            loop {
+                let began = Instant::now();
+                if let Ok(node) = client.stat(FILE).await {
+                    let mode = node.attributes.mode;
+                    seen.borrow_mut().push(Look { began, ended: Instant::now(), mode });
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        Self { process, looks }
+    }
+
+    /// Waits until it answers from its copies.
+    async fn keeps(&self, script: &Script) {
+        let from = self.looks.borrow().len();
+        script
+            .until("the holder answers by itself", async |_| {
+                self.looks.borrow()[from..].iter().any(|look| look.began == look.ended)
+            })
+            .await;
+    }
+
+    fn newest(&self) -> u32 {
+        self.looks.borrow().last().map_or(0, |look| look.mode)
+    }
+
+    /// No look may show less than what was answered before it began.
+    fn check(&self, answered: &[(Instant, u32)]) {
+        for look in &*self.looks.borrow() {
+            let before = answered.iter().filter(|(when, _)| *when <= look.began);
+            let least = before.map(|(_, mode)| *mode).max().unwrap_or_default();
+            assert!(least <= look.mode, "{look:?} after {least} was answered");
+        }
+    }
+}
+
+struct Writer {
+    client: braid_client::Client,
+    next: Cell<u32>,
+    answered: Rc<RefCell<Vec<(Instant, u32)>>>,
+}
+
+impl Writer {
+    async fn start(script: &Script) -> Self {
+        let client = script.cluster.client(2).await.expect("the cluster is there");
+        client
+            .put_bytes(
+                FILE,
+                bytes::Bytes::from_static(b"bytes"),
+                braid_client::PutOptions::default(),
+            )
+            .await
+            .expect("made");
+        Self { client, next: Cell::new(1), answered: Rc::default() }
+    }
+
+    async fn change(&self) -> u32 {
+        let mode = self.next.replace(self.next.get() + 1);
+        let changes = AttributeChanges { mode: Some(mode), ..AttributeChanges::default() };
+        self.client.set_attributes(FILE, changes).await.expect("it is changed");
+        self.answered.borrow_mut().push((Instant::now(), mode));
+        mode
+    }
+}
+
+/// What is recalled is gone before the change is answered, and copies are used meanwhile.
+#[test] // Proves: N-1.
+fn a_change_is_answered_when_nobody_shows_what_was_before() {
+    Script::run(61, 3, "raid5/2+1", async |script| {
+        let writer = Writer::start(&script).await;
+        let holder = Holder::start(&script);
+        // Recalls take longer than answers to the writer.
+        for server in 1..=3 {
+            script.simulation.set_delay(server, HOLDER, Duration::from_millis(40));
+        }
+        for _ in 0..10 {
+            holder.keeps(&script).await;
+            let mode = writer.change().await;
+            script.until("the holder sees it", async |_| holder.newest() == mode).await;
+        }
+        holder.check(&writer.answered.borrow());
+        let looks = holder.looks.borrow().len();
+        let by_itself =
+            holder.looks.borrow().iter().filter(|look| look.began == look.ended).count();
+        assert!(looks < 2 * by_itself, "{by_itself} of {looks} looks asked nobody");
+    });
+}
+
+/// Hole 11: a mount goes on serving its copies after it was paused.
+///
+/// 1. The holder has a copy and stands still; its recall is not answered.
+/// 2. The change is answered when the holder's lease is over, not before.
+/// 3. The holder wakes up, and must not show its copy.
+#[test] // Proves: N-1, O-4.
+fn hole_11_a_paused_mount_shows_nothing_old_when_it_wakes() {
+    Script::run(62, 3, "raid5/2+1", async |script| {
+        let writer = Writer::start(&script).await;
+        let holder = Holder::start(&script);
+        holder.keeps(&script).await;
+        holder.process.pause();
+        let mode = writer.change().await;
+        holder.process.resume();
+        script.until("the holder sees it", async |_| holder.newest() == mode).await;
+        holder.check(&writer.answered.borrow());
+    });
+}
+
+/// Hole 11, with the network for the pause: a holder that is cut off serves its copies until its lease
+/// is over, and no longer.
+#[test] // Proves: N-1, O-4.
+fn hole_11_a_mount_that_is_cut_off_shows_its_copies_no_longer_than_its_lease() {
+    Script::run(63, 3, "raid5/2+1", async |script| {
+        let writer = Writer::start(&script).await;
+        let holder = Holder::start(&script);
+        holder.keeps(&script).await;
+        for server in 1..=3 {
+            script.simulation.black_hole(server, HOLDER);
+            script.simulation.black_hole(HOLDER, server);
+        }
+        let mode = writer.change().await;
+        script.simulation.heal_all();
+        script.until("the holder sees it", async |_| holder.newest() == mode).await;
+        holder.check(&writer.answered.borrow());
+    });
+}
+
+/// The owner dies with its knowledge of who has copies, and is started again at once.
+///
+/// 1. The holder has a copy and is cut off, so that it does not notice what happens to the owner.
+/// 2. All LCs are killed and started again: their groups have new owners before the lease that the old
+///    ones gave is over.
+/// 3. The new owner must not answer a change before that.
+#[test] // Proves: N-1, O-4.
+fn a_new_owner_waits_for_copies_of_which_it_does_not_know() {
+    Script::run(64, 3, "raid5/2+1", async |script| {
+        let writer = Writer::start(&script).await;
+        let holder = Holder::start(&script);
+        holder.keeps(&script).await;
+        for server in 1..=3 {
+            script.simulation.black_hole(server, HOLDER);
+            script.simulation.black_hole(HOLDER, server);
+        }
+        for server in 1..=3 {
+            script.cluster.kill(server, Role::Lc);
+            script.cluster.start_process(server, Role::Lc);
+        }
+        let mode = writer.change().await;
+        script.simulation.heal_all();
+        script.until("the holder sees it", async |_| holder.newest() == mode).await;
+        holder.check(&writer.answered.borrow());
+    });
+}
+
+/// Each rule that these scripts guard, taken out: its script must fail.
+#[cfg(feature = "planted")]
+#[test] // Proves: N-1.
+fn each_planted_bug_is_found() {
+    let scripts: [(&str, fn()); 3] = [
+        (
+            "N-1/recall-not-waited-for",
+            a_change_is_answered_when_nobody_shows_what_was_before as fn(),
+        ),
+        (
+            "N-1/caches-outlive-their-lease",
+            hole_11_a_mount_that_is_cut_off_shows_its_copies_no_longer_than_its_lease,
+        ),
+        ("N-1/new-owner-does-not-wait", a_new_owner_waits_for_copies_of_which_it_does_not_know),
+    ];
+    for (bug, script) in scripts {
+        braid_terms::plant(Some(bug));
+        let failed = std::panic::catch_unwind(script).is_err();
+        braid_terms::plant(None);
+        assert!(failed, "{bug}: the script does not see it");
+    }
+}
