@@ -218,11 +218,7 @@ pub const ALL: &[Planted] = &[
         "the owner believes every block",
         "a_rotten_block_is_not_passed_on",
     ),
-    by_script(
-        "S-3/synced-without-a-sync",
-        "an I/O server says synced and syncs nothing",
-        "hole_20_a_failed_sync_is_no_sync",
-    ),
+    by_seeds("S-3/synced-without-a-sync", "an I/O server says synced and syncs nothing"),
     by_script(
         "S-3/damage-is-taken-for-a-torn-tail",
         "bad records before good ones are cut",

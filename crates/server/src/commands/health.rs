@@ -103,7 +103,9 @@ pub async fn look(env: &Env, file: &ClusterFile, deadline: Duration) -> Seen {
     let mounts = mounts.filter(|server| server.is_mount).map(|mount| async {
         let asked = ask::<Lcc>(env, file, mount.lc_address, &LccRequest::Status);
         match timeout(deadline.min(MOUNT_WAIT), asked).await {
-            Ok(Some(Ok(LccReply::Status(status)))) => Some((mount.id, status)),
+            Ok(Some(Ok(Answer { reply: LccReply::Status(status), .. }))) => {
+                Some((mount.id, status))
+            }
             _ => None,
         }
     });
