@@ -60,6 +60,7 @@ pub const ALL: &[Planted] = &[
         "what_reached_an_untouched_slot_late_is_not_believed",
     ),
     by_seeds("O-6/give-up-undecided", "an owner gives up a group with undecided writes"),
+    by_seeds("O-6/copies-outlive-a-move", "an owner gives up a group of which clients have copies"),
     by_script(
         "O-8/a-sweep-closes-too-early",
         "a sweep ends though disks did not answer",
