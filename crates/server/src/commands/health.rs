@@ -458,14 +458,6 @@ impl Seen {
             "\n{:<6} {:<8} {:<9} {:>12} {:>12}  verified",
             "disk", "server", "state", "used", "total"
         );
-        let mut mounts = map.servers.values().filter(|server| server.is_mount).peekable();
-        if mounts.peek().is_some() {
-            let _ = writeln!(text, "\n{:<6} {:<22} mount", "server", "address");
-            for mount in mounts {
-                let address = mount.lc_address.to_string();
-                let _ = writeln!(text, "{:<6} {address:<22} {}", mount.id.0, mount.name);
-            }
-        }
         let scrubs: BTreeMap<_, _> =
             self.leader.iter().flat_map(|leader| leader.scrubs.iter().copied()).collect();
         for disk in map.disks.values() {
@@ -481,6 +473,14 @@ impl Seen {
                 "{:<6} {:<8} {state:<9} {used:>12} {total:>12}  {verified}",
                 disk.id.0, disk.server.0
             );
+        }
+        let mut mounts = map.servers.values().filter(|server| server.is_mount).peekable();
+        if mounts.peek().is_some() {
+            let _ = writeln!(text, "\n{:<6} {:<22} mount", "server", "address");
+            for mount in mounts {
+                let address = mount.lc_address.to_string();
+                let _ = writeln!(text, "{:<6} {address:<22} {}", mount.id.0, mount.name);
+            }
         }
         text
     }
