@@ -66,7 +66,9 @@ impl Files {
     }
 
     /// The group leaves; whether it is gone.
-    async fn move_group(&self, device: DeviceId, to: Place) -> bool {
+    async fn move_group(self: &Rc<Self>, device: DeviceId, to: Place) -> bool {
+        let with_removals = self.with_removals();
+        let removing = with_removals.into_iter().find(|layout| layout.group() == device);
         // Whoever has copies may need the group to give them back.
         let _nobody_has_copies = match planted!("O-6/copies-outlive-a-move") {
             true => None,
@@ -79,6 +81,15 @@ impl Files {
         };
         tracing::debug!(%device, to = %to.0, gone, "a group moves");
         self.uses.end_leaving(device, gone.then_some(to));
+        // Its removals go on where it is read; who does not answer reads it at its next use.
+        match removing {
+            Some(layout) if gone => {
+                let request = LccRequest::Directory { layout, op: DirectoryOp::Parent };
+                let _ = self.ask_peer(to.0, to.1, &request).await;
+            }
+            Some(layout) => self.look_after(&layout).await,
+            None => {}
+        }
         gone
     }
 
@@ -89,12 +100,10 @@ impl Files {
             return;
         }
         let handed = self.with_removals().into_iter().map(|layout| async move {
-            let (device, op) = (layout.group(), DirectoryOp::Parent);
+            let device = layout.group();
             let Some(to) = self.target(device, Move::ToServer) else { return };
-            if self.uses.begin_recall(device) && self.move_group(device, to).await {
-                let request = LccRequest::Directory { layout, op };
-                // Who does not answer is out of luck: it is done when somebody uses the directory.
-                let _ = self.ask_peer(to.0, to.1, &request).await;
+            if self.uses.begin_recall(device) {
+                self.move_group(device, to).await;
             }
         });
         iter(handed).buffer_unordered(AT_ONCE).collect::<()>().await;
