@@ -149,7 +149,15 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
                 let _ = reply.send(Holdings { groups, ranges });
             }
             Mail::Repair { layouts, reply } => {
-                spawn_local(async move { reply.send(repair(&lcc, layouts).await) });
+                let files = files.clone();
+                spawn_local(async move {
+                    let whole = repair(&lcc, layouts.clone()).await;
+                    // A directory that nobody uses may have removals that wait for it.
+                    for layout in &layouts {
+                        files.look_after(layout).await;
+                    }
+                    reply.send(whole)
+                });
             }
             Mail::Heal { bad, reply } => {
                 spawn_local(async move {
