@@ -734,7 +734,22 @@ pub enum FileOp {
     },
     /// Removes the device's portions. Answer: `Done`. Source: F-9.
     Remove,
+    /// Writes the payload's parts, one after the other, in one cluster write: all or none of it. Where
+    /// they meet, the later one counts. Answer: `Written`, with the first place.
+    WriteMany {
+        /// Where each part begins, and its bytes; 1 to `PARTS_MAX`, none empty.
+        parts: Vec<(u64, u32)>,
+        /// As in `Write`.
+        home: DeviceId,
+        /// As in `Write`.
+        fresh: bool,
+        /// As in `Write`.
+        ack: AckMode,
+    },
 }
+
+/// Most parts of one `FileOp::WriteMany`.
+pub const PARTS_MAX: usize = 1024;
 
 impl FileOp {
     /// `Sync` of what the client library knows to be written.

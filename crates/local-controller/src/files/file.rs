@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use braid_env::Payload;
 use braid_terms::{AckMode, BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX, WriteNumber};
-use braid_wire::lcc::{DeviceLength, FileOp, LccRefusal, LccReply};
+use braid_wire::lcc::{DeviceLength, FileOp, LccRefusal, LccReply, PARTS_MAX};
 use bytes::Bytes;
 use tokio::sync::RwLock;
 
@@ -47,6 +47,16 @@ impl FileDevices {
                 let ahead = ack == AckMode::Memory && !stable;
                 let write = Write { at, stable, append, ahead, bytes: payload };
                 self.write(&group, write).await
+            }
+            FileOp::WriteMany { parts, home, fresh, ack } => {
+                let writes = cut(&parts, payload)?;
+                let group = self.to_write(layout, home, fresh).await?;
+                let turn = self.turn(&group);
+                let _shared = turn.read().await;
+                let size: u64 = writes.iter().map(|write| write.bytes.len() as u64).sum();
+                let (number, length) = write_all(&group, writes, ack == AckMode::Memory).await?;
+                self.lcc.count(|counters| counters.bytes_written += size);
+                Ok((LccReply::Written { at: parts[0].0, length }, Some(number), Payload::empty()))
             }
             FileOp::Truncate { length, home } => {
                 let group = self.to_write(layout, home, false).await?;
@@ -190,10 +200,36 @@ async fn write_at(
     bytes: Bytes,
     ahead: bool,
 ) -> Result<(WriteNumber, DeviceLength), LccRefusal> {
-    if at.checked_add(bytes.len() as u64).is_none_or(|end| i64::MAX as u64 <= end) {
+    write_all(group, vec![DeviceWrite { device_index: 0, at, bytes }], ahead).await
+}
+
+/// The parts of a payload.
+fn cut(parts: &[(u64, u32)], payload: Bytes) -> Result<Vec<DeviceWrite>, LccRefusal> {
+    let sizes = parts.iter().map(|(_, size)| *size as usize);
+    let fits = (1..=PARTS_MAX).contains(&parts.len())
+        && sizes.clone().all(|size| size > 0)
+        && sizes.sum::<usize>() == payload.len()
+        && payload.len() <= REQUEST_BYTES_MAX;
+    if !fits {
+        return Err(bad("a write has 1 to 1024 parts of at least 1 byte, together at most 4 MiB"));
+    }
+    let mut rest = payload;
+    let part = |(at, size): &(u64, u32)| {
+        let bytes = rest.split_to(*size as usize);
+        DeviceWrite { device_index: 0, at: *at, bytes }
+    };
+    Ok(parts.iter().map(part).collect())
+}
+
+async fn write_all(
+    group: &Rc<Group>,
+    writes: Vec<DeviceWrite>,
+    ahead: bool,
+) -> Result<(WriteNumber, DeviceLength), LccRefusal> {
+    let end = |write: &DeviceWrite| write.at.checked_add(write.bytes.len() as u64);
+    if writes.iter().any(|write| end(write).is_none_or(|end| i64::MAX as u64 <= end)) {
         return Err(LccRefusal::TooBig);
     }
-    let writes = vec![DeviceWrite { device_index: 0, at, bytes }];
     let change = GroupWrite { writes, ..GroupWrite::default() };
     if ahead {
         let (number, bytes) = group.write_ahead(change).await.map_err(write_refusal)?;
