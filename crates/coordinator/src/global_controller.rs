@@ -76,6 +76,8 @@ struct LcLease {
     told: bool,
     /// Its invalidation was ordered.
     condemned: bool,
+    /// Clients may have copies that it gave. Source: N-1.
+    has_copies: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -160,14 +162,15 @@ impl GlobalController {
         }
         self.map_version = map.version;
         let valid: BTreeSet<_> = map.servers.values().filter_map(|server| server.lc).collect();
-        let gone = self.lcs.iter().filter(|(lc, _)| !valid.contains(lc));
+        let gone = self.lcs.iter().filter(|(lc, lease)| !valid.contains(lc) && lease.has_copies);
         let last = gone.map(|(_, lease)| lease.until).max();
         self.caches_until = self.caches_until.max(last.unwrap_or_default());
         self.lcs.retain(|lc, _| valid.contains(lc));
         self.work_cursors.retain(|lc, _| valid.contains(lc));
         for lc in valid {
             let told = lc > self.last_incarnation_before;
-            let lease = LcLease { until: now + lease_at_gc(), told, condemned: false };
+            let until = now + lease_at_gc();
+            let lease = LcLease { until, told, condemned: false, has_copies: true };
             self.lcs.entry(lc).or_insert(lease);
         }
         let disks = map.disks.values().filter_map(|disk| Some((disk.incarnation?, disk.id)));
@@ -276,6 +279,13 @@ impl GlobalController {
         let grant = self.next_grant();
         self.holders.insert(group, Holding { lcc, grant });
         Ownership::Granted(grant)
+    }
+
+    /// An LC ends, and clients have given back all copies that it gave. Source: N-1.
+    pub fn took_copies_back(&mut self, lc: Incarnation) {
+        if let Some(lease) = self.lcs.get_mut(&lc) {
+            lease.has_copies = false;
+        }
     }
 
     /// How long clients may still have copies of what owners gave that are gone. Source: N-1.

@@ -115,6 +115,17 @@ fn copies_live_as_long_as_the_lease_of_who_gave_them() {
     assert_eq!(world.gc.caches_left_ms(START + LEASE + LEASE, &world.state), 0);
 }
 
+/// Who ends cleanly has taken its copies back.
+#[test] // Proves: N-1.
+fn nobody_waits_for_copies_of_an_lc_that_ended_cleanly() {
+    let mut world = World::new().all_told();
+    assert_eq!(world.gc.caches_left_ms(START + LEASE, &world.state), 0);
+    world.renew(START + LEASE, 0).unwrap();
+    world.gc.took_copies_back(world.lcs[0]);
+    world.invalidate(0);
+    assert_eq!(world.gc.caches_left_ms(START + LEASE, &world.state), 0);
+}
+
 /// The old global controller granted d to A, the reply was delayed. The new one asks A, which does
 /// not list d. Only when all have told does it grant d, under a term above A's late grant.
 #[test] // Proves: O-3. Hole 6.
