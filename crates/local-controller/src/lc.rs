@@ -59,6 +59,9 @@ pub struct LcConfig {
     pub threads: Threads,
     /// Groups that an LCC keeps open without need.
     pub groups_kept: usize,
+    /// Folder of the server's local journals. Without one, what asks to be answered from there is
+    /// answered by the cluster. Source: W-13.
+    pub local: Option<PathBuf>,
     /// Told to end cleanly.
     pub shutdown: Rc<Notify>,
 }
@@ -182,6 +185,8 @@ impl Started {
                 io_sockets: config.io_sockets.clone(),
                 map: map.clone(),
                 groups_kept: config.groups_kept,
+                local: config.local.clone(),
+                lccs: config.lccs.max(1),
                 mail: reader,
                 invalid: tell_invalid.clone(),
             };
@@ -484,6 +489,7 @@ impl Lc {
             let request = CoordinatorRequest::Work { lc: self.lc };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
             let Ok(CoordinatorReply::Work { facts, sweeps, bad }) = answer else { continue };
+            self.end_copies(&facts).await;
             busy = self.repair_facts(facts).await;
             self.heal(bad).await;
             for dead in sweeps {
@@ -512,6 +518,33 @@ impl Lc {
         let share = |index: usize| shares.get(index).cloned().unwrap_or_default();
         let repaired = self.ask_all(|index, reply| Mail::Repair { layouts: share(index), reply });
         repaired.await.into_iter().flatten().any(|whole| whole)
+    }
+
+    /// Closes facts about local journals of this server in which nothing is left: a start between the last
+    /// record's end and the close, or a local journal that was lost. Source: W-13.
+    async fn end_copies(&self, facts: &[Fact]) {
+        let copies = facts.iter().filter_map(|fact| match &fact.kind {
+            FactKind::LocalCopy { layout, .. } if layout.check().is_ok() => {
+                Some((layout.clone(), fact.number))
+            }
+            _ => None,
+        });
+        let copies: Arc<[_]> = copies.collect();
+        if copies.is_empty() {
+            return;
+        }
+        let asked =
+            self.ask_all(|_, reply| Mail::KnownCopies { facts: copies.clone(), reply }).await;
+        // What one that is gone had, nobody knows.
+        let Some(known) = asked.into_iter().collect::<Option<Vec<Vec<bool>>>>() else { return };
+        let mut shares = vec![Vec::new(); self.mails.len()];
+        for (place, copy) in copies.iter().enumerate() {
+            if known.iter().all(|known| known.get(place) == Some(&false)) {
+                shares[self.share_of(&copy.0)].push(copy.clone());
+            }
+        }
+        let share = |index: usize| shares.get(index).cloned().unwrap_or_default();
+        self.ask_all(|index, reply| Mail::EndCopies { facts: share(index), reply }).await;
     }
 
     /// Has blocks that a scrub found bad written anew. Source: F-6.

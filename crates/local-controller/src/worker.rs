@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use braid_env::{Env, Moment, Payload, machine};
 use braid_terms::{
-    ClusterId, ClusterMap, DeviceId, DiskId, DiskState, GrantNumber, GroupLayout, Incarnation,
-    LccId, ServerId,
+    ClusterId, ClusterMap, DeviceId, DiskId, DiskState, FactNumber, GrantNumber, GroupLayout,
+    Incarnation, LccId, ServerId,
 };
 use braid_wire::coordinator::LiveDisk;
 use braid_wire::coordinator_client::CoordinatorClient;
@@ -37,6 +37,7 @@ use crate::files::{self, Files};
 use crate::group::Group;
 use crate::group::repair::Repaired;
 use crate::lcc::{Lcc, LccParts, OwnError};
+use crate::local::{Identity, LocalJournal};
 
 /// What the front says to a worker.
 pub(crate) enum Mail {
@@ -57,6 +58,10 @@ pub(crate) enum Mail {
     ListUnfinished { dead: Incarnation, reply: oneshot::Sender<(bool, Vec<GroupLayout>)> },
     /// Groups to be opened, which settles them; answers whether all were. Source: O-8.
     Settle { layouts: Vec<GroupLayout>, reply: oneshot::Sender<bool> },
+    /// Facts about the server's local journals; answers which of them may be this LCC's. Source: W-13.
+    KnownCopies { facts: Arc<[(GroupLayout, FactNumber)]>, reply: oneshot::Sender<Vec<bool>> },
+    /// Facts about the server's local journals under which no LCC has anything: they are closed.
+    EndCopies { facts: Vec<(GroupLayout, FactNumber)>, reply: oneshot::Sender<()> },
     /// A client's socket, its hello unread.
     Socket(OwnedFd),
     /// Nothing new is begun, everything is made stable, marks are told; answers whether it was.
@@ -81,6 +86,9 @@ pub(crate) struct WorkerParts {
     pub io_sockets: BTreeMap<DiskId, PathBuf>,
     pub map: Arc<ClusterMap>,
     pub groups_kept: usize,
+    /// Folder of the server's local journals, where it has them, and how many LCCs share it.
+    pub local: Option<PathBuf>,
+    pub lccs: u8,
     pub mail: mpsc::UnboundedReceiver<Mail>,
     /// Told when the LCC finds itself invalid.
     pub invalid: mpsc::UnboundedSender<()>,
@@ -102,6 +110,9 @@ impl Drop for Worker {
 impl Worker {
     pub fn start(env: Env, coordinators: CoordinatorClient, parts: WorkerParts) -> Self {
         coordinators.learn(&parts.map);
+        let identity = Identity { cluster: parts.cluster, server: parts.id.server };
+        let place = (parts.id.index, parts.lccs);
+        let local = LocalJournal::open(&env, parts.local.as_deref(), identity, place);
         let lcc = Lcc::new(LccParts {
             env: env.clone(),
             cluster: parts.cluster,
@@ -110,6 +121,7 @@ impl Worker {
             coordinators,
             disks: Disks::new(env, parts.cluster, parts.id.server, parts.io_sockets),
             map: Rc::new(ClusterMap::clone(&parts.map)),
+            local,
         });
         let files = Files::new(lcc.clone());
         let tasks = vec![
@@ -118,6 +130,7 @@ impl Worker {
             spawn_local(lcc.clone().watch_writers()),
             spawn_local(warm_up(lcc.clone())),
             spawn_local(files.clone().background()),
+            spawn_local(files.clone().lay_copies()),
             spawn_local(tell_invalid(lcc.clone(), parts.invalid)),
             spawn_local(read_mail(lcc.clone(), files.clone(), parts.mail)),
         ];
@@ -172,6 +185,18 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
                 let files = files.clone();
                 spawn_local(async move { reply.send(settle_all(&files, layouts).await) });
             }
+            Mail::KnownCopies { facts, reply } => {
+                let known =
+                    facts.iter().map(|(layout, fact)| lcc.knows_copy(layout.group(), *fact));
+                let _ = reply.send(known.collect());
+            }
+            Mail::EndCopies { facts, reply } => {
+                let files = files.clone();
+                spawn_local(async move {
+                    files.end_copies(facts).await;
+                    let _ = reply.send(());
+                });
+            }
             Mail::Socket(socket) => match machine::connection_from_fd(socket) {
                 Ok(connection) => {
                     spawn_local(files::serve_one_of(vec![files.clone()], connection));
@@ -219,6 +244,7 @@ async fn tend(lcc: Rc<Lcc>, groups_kept: usize) {
             let _ = timeout(TEND_IDLE, worked).await;
         }
         sleep(TEND_EVERY).await;
+        lcc.end_busy();
         turn += 1;
         if turn.is_multiple_of(5) {
             // Not awaited: a disk that hangs must not keep marks from the others.

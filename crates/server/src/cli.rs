@@ -209,10 +209,14 @@ pub enum Command {
         watch: bool,
     },
     /// What may be wrong or unfinished
-    #[command(after_help = "Example:\n  braid facts --json")]
+    #[command(after_help = "Examples:\n  braid facts --json\n  braid facts --discard 17")]
     Facts {
         #[arg(long)]
         json: bool,
+        /// Give up the local copy of this number: its file may be changed again, and what the server has
+        /// becomes a file beside it when it comes back
+        #[arg(long, value_name = "NUMBER", conflicts_with = "json")]
+        discard: Option<u64>,
     },
     /// Reconstruct what is missing now
     #[command(after_help = "Example:\n  braid repair --wait")]

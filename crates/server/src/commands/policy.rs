@@ -93,8 +93,8 @@ fn policy_of(set: &PolicySet) -> Result<Policy, String> {
         None => None,
         Some("cluster") => Some(AckMode::Cluster),
         Some("memory") => Some(AckMode::Memory),
-        Some("local") => return Err("--ack local is not built yet".to_owned()),
-        Some(other) => return Err(format!("--ack is memory or cluster, not {other}")),
+        Some("local") => Some(AckMode::Local),
+        Some(other) => return Err(format!("--ack is memory, local or cluster, not {other}")),
     };
     let spread = match set.spread.as_deref() {
         None => None,
