@@ -4,11 +4,11 @@
 //! what concerns one of them goes to it as [`Mail`]. A worker owns everything else: its groups, its
 //! connections to I/O servers, its clients' connections.
 //! ```text
-//! front --Lease, Holdings, Repair, Settle, End--> worker --invalid--> front
+//! front --Lease, Holdings, Repair, Settle, End--> worker --invalid, gone--> front
 //! clients --hello: index--> front --socket--> worker
 //! ```
 //! # Failure
-//! A worker whose front is gone ends; a front whose worker is gone ends the LC.
+//! A worker whose front is gone ends; a front whose worker is gone starts another one.
 //! # Source
 //! O-3, O-4, O-8, F-4; DESIGN 2.
 
@@ -36,6 +36,7 @@ use crate::disks::{CALL_WAIT, Disks};
 use crate::files::{self, Files};
 use crate::group::Group;
 use crate::group::repair::Repaired;
+use crate::lc::Ending;
 use crate::lcc::{Lcc, LccParts, OwnError};
 use crate::local::{Identity, LocalJournal};
 
@@ -91,7 +92,7 @@ pub(crate) struct WorkerParts {
     pub lccs: u8,
     pub mail: mpsc::UnboundedReceiver<Mail>,
     /// Told when the LCC finds itself invalid.
-    pub invalid: mpsc::UnboundedSender<()>,
+    pub endings: mpsc::UnboundedSender<Ending>,
 }
 
 /// A worker whose tasks run in this thread, until it is dropped.
@@ -131,7 +132,7 @@ impl Worker {
             spawn_local(warm_up(lcc.clone())),
             spawn_local(files.clone().background()),
             spawn_local(files.clone().lay_copies()),
-            spawn_local(tell_invalid(lcc.clone(), parts.invalid)),
+            spawn_local(tell_invalid(lcc.clone(), parts.endings)),
             spawn_local(read_mail(lcc.clone(), files.clone(), parts.mail)),
         ];
         Self { lcc, files, tasks }
@@ -216,11 +217,11 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
     }
 }
 
-async fn tell_invalid(lcc: Rc<Lcc>, invalid: mpsc::UnboundedSender<()>) {
+async fn tell_invalid(lcc: Rc<Lcc>, endings: mpsc::UnboundedSender<Ending>) {
     while !lcc.is_invalid() {
         lcc.invalid_bell.notified().await;
     }
-    let _ = invalid.send(());
+    let _ = endings.send(Ending::Invalid);
 }
 
 async fn warm_up(lcc: Rc<Lcc>) {

@@ -226,6 +226,7 @@ impl Files {
             | LccRequest::KeepCaches { .. }
             | LccRequest::Status => None,
         };
+        group.iter().for_each(|device| braid_terms::panic_at(*device));
         let Asker { caller, session } = asker;
         let _under_way = match group {
             Some(group) => Some(self.enter(group, caller).await?),
