@@ -40,6 +40,7 @@ use tokio::time::{sleep, timeout};
 use crate::disks::CALL_WAIT;
 use crate::files::Files;
 use crate::lcc::Lcc;
+use crate::policy::lcc_of;
 use crate::worker::{Holdings, Mail, Worker, WorkerParts};
 
 /// What an LC is told at its start.
@@ -251,7 +252,7 @@ impl Started {
             coordinators,
             first: Cell::new(first),
             mails: RefCell::new(mails),
-            map_version: Cell::new(map.version),
+            map: RefCell::new(map),
             lease: RefCell::default(),
             is_ending: Cell::default(),
         });
@@ -408,7 +409,7 @@ struct Lc {
     first: Cell<Incarnation>,
     /// To each LCC.
     mails: RefCell<Vec<mpsc::UnboundedSender<Mail>>>,
-    map_version: Cell<u64>,
+    map: RefCell<Arc<ClusterMap>>,
     lease: RefCell<Lease>,
     is_ending: Cell<bool>,
 }
@@ -425,7 +426,7 @@ impl Lc {
         loop {
             let sent = self.env.now();
             let request =
-                CoordinatorRequest::Renew { lc: self.lc, map_version: self.map_version.get() };
+                CoordinatorRequest::Renew { lc: self.lc, map_version: self.map.borrow().version };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
             match answer {
                 Ok(CoordinatorReply::Renewed {
@@ -435,7 +436,7 @@ impl Lc {
                     let map = map.map(|map| Arc::new(*map));
                     if let Some(map) = &map {
                         self.coordinators.learn(map);
-                        self.map_version.set(map.version);
+                        *self.map.borrow_mut() = map.clone();
                     }
                     let live = disks.iter().map(|live| live.disk).collect();
                     *self.lease.borrow_mut() = Lease { until, live };
@@ -648,11 +649,12 @@ impl Lc {
         self.ask_all(|index, reply| Mail::Heal { bad: share(index), reply }).await;
     }
 
+    /// Which LCC works on which group. Source: O-7.
     fn share_of(&self, layout: &GroupLayout) -> usize {
-        (layout.group().0 % self.mails.borrow().len() as u64) as usize
+        let count = u8::try_from(self.mails.borrow().len()).expect("as many as were configured");
+        lcc_of(&self.map.borrow(), count, layout).into()
     }
 
-    /// Which LCC works on which group: always the same one.
     fn shares(&self, layouts: impl Iterator<Item = GroupLayout>) -> Vec<Vec<GroupLayout>> {
         let mut shares = vec![Vec::new(); self.mails.borrow().len()];
         for layout in layouts {

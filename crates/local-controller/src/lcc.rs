@@ -87,6 +87,8 @@ enum Purpose {
         home: DeviceId,
     },
     Repair,
+    /// To settle what somebody left, whoever is to own it then.
+    Settle,
 }
 
 enum Entry {
@@ -317,6 +319,16 @@ impl Lcc {
         self.group_for(layout, Purpose::Repair).await
     }
 
+    /// As `group`, for who settles what a dead LCC left. Source: O-8.
+    ///
+    /// Errors: `OwnError`; `NotOwner` names who owns it, never who is only to own it (O-7).
+    pub(crate) async fn group_to_settle(
+        self: &Rc<Self>,
+        layout: &GroupLayout,
+    ) -> Result<Rc<Group>, OwnError> {
+        self.group_for(layout, Purpose::Settle).await
+    }
+
     /// As `group`, but a group that no portion knows is made: for who knows that it was never
     /// written, though the LCC that gave its number is gone.
     ///
@@ -402,6 +414,11 @@ impl Lcc {
     ) -> Result<Rc<Group>, OwnError> {
         let end = Instant::now() + ACQUIRE_WAIT;
         let device = layout.group();
+        // Who settles or repairs must not take somebody who was only named for an owner who did.
+        let is_for_use = !matches!(purpose, Purpose::Repair | Purpose::Settle);
+        if let Some(sibling) = self.reserved_for(&layout).filter(|_| is_for_use) {
+            return Err(OwnError::NotOwner(Some(sibling)));
+        }
         loop {
             let of_range = self.own_range(device);
             let (grant, facts, clean) = match of_range {
@@ -421,7 +438,7 @@ impl Lcc {
                 }
             }
             let under = (grant, &facts[..]);
-            let may_be_new = purpose != Purpose::Use;
+            let may_be_new = matches!(purpose, Purpose::Create { .. } | Purpose::Repair);
             let opened = Group::open(self, layout.clone(), under, may_be_new, end).await;
             // What only the local journal has may be all that was ever written.
             let kept = self
@@ -464,6 +481,23 @@ impl Lcc {
             }
             .map_err(own_error);
         }
+    }
+
+    /// The LCC of this server that is to own a group, where this one is reserved for other data. What it
+    /// owns it keeps. Source: O-7.
+    fn reserved_for(&self, layout: &GroupLayout) -> Option<(LccId, SocketAddr)> {
+        let map = self.map();
+        let own = map.servers.get(&self.id.server)?;
+        let count = u8::try_from(own.lccs.len()).ok()?;
+        let owns = self.own_range(layout.group()).is_some()
+            || self.unclean.borrow().contains_key(&layout.group());
+        if owns
+            || policy::lccs_for(&map, count, policy::data_type_of(layout)).contains(&self.id.index)
+        {
+            return None;
+        }
+        let index = policy::lcc_of(&map, count, layout);
+        Some((LccId { server: self.id.server, index }, own.lc_address))
     }
 
     /// Lays what the local journal has of a group that was just opened. Source: W-13.

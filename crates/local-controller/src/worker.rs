@@ -320,7 +320,7 @@ async fn settle_all(files: &Rc<Files>, layouts: Vec<GroupLayout>) -> bool {
 
 /// Opens a group, which settles it, and brings that to the media; `false`: later again.
 async fn settle(files: &Rc<Files>, layout: &GroupLayout) -> bool {
-    match files.lcc().group(layout).await {
+    match files.lcc().group_to_settle(layout).await {
         Ok(group) => {
             let is_stable = group.sync().await.is_ok();
             files.look_after(layout).await;

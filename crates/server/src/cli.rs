@@ -384,12 +384,15 @@ pub struct PolicySet {
     /// Bytes of a strip (K, M)
     #[arg(long, value_parser = parse_size)]
     pub strip: Option<u64>,
-    /// When a writer is answered: memory (of the owner), or cluster
-    #[arg(long, value_name = "memory|cluster")]
+    /// When a writer is answered: memory (of the owner), local (its server's disk), or cluster
+    #[arg(long, value_name = "memory|local|cluster")]
     pub ack: Option<String>,
     /// server or disk
     #[arg(long)]
     pub spread: Option<String>,
+    /// So many LCCs of each server are for this --type alone
+    #[arg(long, value_name = "N")]
+    pub lccs: Option<u8>,
 }
 
 /// Parses `64K`, `1G`, `512`.

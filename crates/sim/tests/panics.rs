@@ -1,7 +1,7 @@
-//! Ring 4: an LC whose LCCs have threads of their own, on this machine: one panics.
+//! Ring 4: an LC whose LCCs have threads of their own, on this machine: one panics, some are reserved.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -31,8 +31,11 @@ const DISKS: u32 = 3;
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// What a cluster is set up with.
+#[derive(Default)]
 struct Setup {
     lccs: u8,
+    /// LCCs that are for directories alone, by a policy.
+    for_directories: Option<u8>,
 }
 
 /// Sockets of this machine that are bound already, for roles to take over.
@@ -79,12 +82,14 @@ async fn start(folder: &Path, setup: Setup) -> Server {
         strip_size: None,
         ack: Some(AckMode::Local),
         spread: Some(braid_terms::Spread::Disk),
+        lccs: None,
     };
     let names = Policy {
         name: "names".to_owned(),
         path_glob: None,
         data_type: Some(braid_terms::DataType::Directory),
         ack: None,
+        lccs: setup.for_directories,
         ..policy.clone()
     };
     let mut map = ClusterMap {
@@ -222,7 +227,7 @@ fn a_panic_ends_one_lcc_and_nothing_is_lost() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().expect("a folder");
     let ran = machine::run(async {
-        let server = start(folder.path(), Setup { lccs: 2 }).await;
+        let server = start(folder.path(), Setup { lccs: 2, ..Setup::default() }).await;
         let client = client_of(&server).await;
         let mut files: Vec<(Node, GroupLayout, usize)> = Vec::new();
         for number in 0.. {
@@ -280,6 +285,55 @@ fn a_panic_ends_one_lcc_and_nothing_is_lost() {
             (!facts.iter().any(|fact| is_left(&fact.kind))).then_some(())
         })
         .await;
+    });
+    ran.expect("this machine has a runtime");
+}
+
+/// LCCs that a policy reserves for directories own all of them, and no file; also what the first owner
+/// lost. The root was made before the map said so: whoever is asked for it next sends it there.
+#[test] // Proves: O-7.
+fn reserved_lccs_own_what_they_are_for_and_nothing_else() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().expect("a folder");
+    let ran = machine::run(async {
+        let setup = Setup { lccs: 4, for_directories: Some(2) };
+        let server = start(folder.path(), setup).await;
+        let client = client_of(&server).await;
+        let (mut of_files, mut of_directories) = (Vec::new(), Vec::new());
+        let mut directories = Vec::new();
+        for number in 0..12 {
+            let path = format!("/d{number}");
+            client.mkdir(&path, &Default::default()).await.expect("a directory");
+            let directory = client.directory(&path).await.expect("it is there");
+            let layout = directory.layout().clone();
+            of_directories.push(owner_of(&client, &layout).await);
+            directories.push(layout);
+            let path = format!("/d{number}/f");
+            let put = client.put_bytes(&path, bytes(number), PutOptions::default());
+            let node = put.await.expect("a held file");
+            let device = node.attributes.device().expect("it is long").clone();
+            of_files.push(owner_of(&client, &device).await);
+        }
+        let owners = |owners: &[usize]| owners.iter().copied().collect::<BTreeSet<_>>();
+        assert_eq!(owners(&of_directories), BTreeSet::from([2, 3]));
+        assert_eq!(owners(&of_files), BTreeSet::from([0, 1]));
+        // One of them ends: what it had goes to those that are for it.
+        let ended = directories.iter().zip(&of_directories).find(|(_, owner)| **owner == 3);
+        let (ended, _) = ended.expect("both own some");
+        let before = valid(&client).await.expect("all LCCs are valid");
+        braid_terms::plant_panic(ended.group());
+        for number in 0..12 {
+            let read = client.get_bytes(format!("/d{number}/f")).await.expect("it is served");
+            assert!(read == bytes(number), "file {number} is another");
+        }
+        until("the LCC is registered anew", async || {
+            valid(&client).await.filter(|after| after.len() == 4 && *after != before)
+        })
+        .await;
+        for layout in &directories {
+            let owner = owner_of(&client, layout).await;
+            assert!((2..4).contains(&owner), "LCC {owner} owns a directory");
+        }
     });
     ran.expect("this machine has a runtime");
 }
