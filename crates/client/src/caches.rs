@@ -250,10 +250,13 @@ impl Caches {
 
     /// Does it at the owner of a directory's group, or answers from what is kept. Says also whether the
     /// answer may be kept.
+    ///
+    /// With `is_ahead` a change may be answered before it is decided. Source: W-9.
     pub async fn directory_op(
         self: &Rc<Self>,
         layout: &GroupLayout,
         op: DirectoryOp,
+        is_ahead: bool,
     ) -> (Result<LccReply, Error>, Option<Arc<Grant>>) {
         let group = layout.group();
         match &op {
@@ -270,7 +273,8 @@ impl Caches {
         let stamp = self.stamp(group);
         let mut answered = None;
         let request = LccRequest::Directory { layout: layout.clone(), op: op.clone() };
-        let asked = self.reach.ask_noting(&request, Payload::empty(), &mut answered).await;
+        let asked =
+            self.reach.ask_noting(&request, Payload::empty(), is_ahead, &mut answered).await;
         let reply = asked.map(|(reply, _)| reply);
         let granted = answered.and_then(|answered| self.granted_now(group, &stamp, answered));
         let alone = self.end_change(group, touched.as_ref(), &stamp);

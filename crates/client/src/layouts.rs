@@ -67,11 +67,7 @@ impl Stock {
         }
         loop {
             let fetched = self.fetched.notified();
-            let taken = self.ready.borrow_mut().pop_front();
-            if self.ready.borrow().len() < self.batch as usize / 2 {
-                self.begin_fetch();
-            }
-            if let Some((layout, place)) = taken {
+            if let Some((layout, place)) = self.pop() {
                 return Ok(self.use_up(layout, place));
             }
             fetched.await;
@@ -85,14 +81,23 @@ impl Stock {
     /// A layout that nobody else has, if one is at hand and no policy depends on the path.
     pub fn take_ready(self: &Rc<Self>) -> Option<GroupLayout> {
         if !self.reach.known_map()?.policies.iter().any(decides) {
-            let taken = self.ready.borrow_mut().pop_front();
-            if self.ready.borrow().len() < self.batch as usize / 2 {
-                self.begin_fetch();
-            }
-            taken.map(|(layout, place)| self.use_up(layout, place))
+            self.pop().map(|(layout, place)| self.use_up(layout, place))
         } else {
             None
         }
+    }
+
+    /// The next one; of this process's own LCC, where it has one by now.
+    fn pop(self: &Rc<Self>) -> Option<(GroupLayout, Place)> {
+        let local = self.reach.local();
+        let mut ready = self.ready.borrow_mut();
+        let of_local = |place| local.is_none_or(|local| local == place);
+        let taken = std::iter::from_fn(|| ready.pop_front()).find(|(_, place)| of_local(*place));
+        if ready.len() < self.batch as usize / 2 {
+            drop(ready);
+            self.begin_fetch();
+        }
+        taken
     }
 
     fn use_up(&self, layout: GroupLayout, place: Place) -> GroupLayout {

@@ -425,7 +425,7 @@ impl Inner {
         let caches = self.caches.borrow().clone();
         if let Some(caches) = caches {
             caches.drop_lost();
-            return caches.directory_op(layout, op).await.0;
+            return caches.directory_op(layout, op, false).await.0;
         }
         let request = LccRequest::Directory { layout: layout.clone(), op };
         self.reach.ask(&request, Payload::empty()).await.map(|(reply, _)| reply)

@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_env::{Address, Env, Payload};
-use braid_local_controller::files::{Asker, Caller, Files, Session};
+use braid_local_controller::files::{Asker, Caller, Files, Losses};
 use braid_terms::{ClusterId, ClusterMap, DeviceId, LccId, ServerId, WriteNumber};
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
 use braid_wire::coordinator_client::CoordinatorClient;
@@ -60,6 +60,8 @@ pub struct Reach {
     map: RefCell<Option<(Instant, Rc<ClusterMap>)>>,
     is_asking_map: Cell<bool>,
     told: Told,
+    /// Of the LCC of this process. Source: W-9.
+    losses: Losses,
 }
 
 /// The way to one LCC.
@@ -121,6 +123,7 @@ impl Reach {
             map: RefCell::new(None),
             is_asking_map: Cell::new(false),
             told: Told::default(),
+            losses: Losses::default(),
         }
     }
 
@@ -140,6 +143,9 @@ impl Reach {
 
     /// From now on this LCC is asked without a connection, and first.
     pub fn set_local(&self, local: Option<Local>) {
+        if let Some(local) = &local {
+            local.files.set_losses(self.losses.clone());
+        }
         let before = self.local.replace(local);
         // Owners are told anew who asks.
         self.links.borrow_mut().clear();
@@ -247,14 +253,16 @@ impl Reach {
         request: &LccRequest,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), Error> {
-        self.ask_noting(request, payload, &mut None).await
+        self.ask_noting(request, payload, false, &mut None).await
     }
 
-    /// As `ask`; says also whose answer it was, or whose refusal.
+    /// As `ask`; says also whose answer it was, or whose refusal. With `is_ahead` the LCC of this process
+    /// may answer before it is decided. Source: W-9.
     pub async fn ask_noting(
         &self,
         request: &LccRequest,
         payload: Payload,
+        is_ahead: bool,
         answered: &mut Option<Answered>,
     ) -> Result<(LccReply, Bytes), Error> {
         let group = match request {
@@ -285,13 +293,18 @@ impl Reach {
                 return Err(Error::Unavailable { path: what(), reason: search.reason });
             };
             search.attempts += 1;
-            let pause = match self.attempt(place, request, payload.clone(), left).await {
+            let pause = match self.attempt(place, request, payload.clone(), (is_ahead, left)).await
+            {
                 Attempt::Done(answer, bytes) => {
                     self.learn_owner(group, place);
                     if let Some(number) = answer.written {
                         self.told.note(group, number);
                     }
                     self.told.synced(group, &named);
+                    if is_sync(request) && self.losses.take(group) {
+                        self.told.lost(group, &[]);
+                        return Err(Error::HeldLost { path: what() });
+                    }
                     let (is_granted, reply) = said(answer.reply);
                     *answered = Some(Answered { place, is_granted });
                     let reply = reply.map_err(|refusal| Error::refused(refusal, what()))?;
@@ -352,7 +365,8 @@ impl Reach {
     /// Asks one LCC, whatever it is about.
     pub async fn ask_at(&self, place: Place, request: &LccRequest) -> Result<LccReply, Error> {
         let what = format!("the server at {}", place.0);
-        match self.attempt(place, request, Payload::empty(), self.deadline.min(ASK_AT_MAX)).await {
+        let how = (false, self.deadline.min(ASK_AT_MAX));
+        match self.attempt(place, request, Payload::empty(), how).await {
             Attempt::Done(answer, _) => {
                 said(answer.reply).1.map_err(|refusal| Error::refused(refusal, what))
             }
@@ -424,11 +438,12 @@ impl Reach {
         place: Place,
         request: &LccRequest,
         payload: Payload,
-        left: Duration,
+        (is_ahead, left): (bool, Duration),
     ) -> Attempt {
         let local = self.local.borrow().clone().filter(|local| local.place == place);
         if let Some(local) = local {
-            return ask_local(&local.files, self.random, request, payload, left).await;
+            let asker = Asker { caller: Caller::Here, session: self.random, is_ahead };
+            return ask_local(&local.files, asker, request, payload, left).await;
         }
         let client = match timeout(left.min(CONNECT_MAX), self.client(place)).await {
             Ok(Ok(client)) => client,
@@ -521,12 +536,11 @@ fn naming<'a>(request: &'a LccRequest, named: &[WriteNumber]) -> Cow<'a, LccRequ
 
 async fn ask_local(
     files: &Rc<Files>,
-    session: Session,
+    asker: Asker,
     request: &LccRequest,
     payload: Payload,
     left: Duration,
 ) -> Attempt {
-    let asker = Asker { caller: Caller::Here, session };
     let answer = Box::pin(files.answer(asker, request.clone(), payload.into_bytes()));
     match timeout(left, answer).await {
         Ok(Ok((answer, payload))) => Attempt::Done(Box::new(answer), payload.into_bytes()),

@@ -58,7 +58,10 @@ impl Told {
 
     fn settle(&self, group: DeviceId, named: &[WriteNumber], losses: u64) {
         let mut groups = self.groups.borrow_mut();
-        let Some(known) = groups.get_mut(&group) else { return };
+        if losses == 0 && !groups.contains_key(&group) {
+            return;
+        }
+        let known = groups.entry(group).or_default();
         let covers = |number: &WriteNumber| {
             named.iter().any(|named| named.grant == number.grant && number <= named)
         };

@@ -206,6 +206,19 @@ impl Caches {
         self.groups.borrow().contains_key(&group) || self.quiet.borrow().contains_key(&group)
     }
 
+    /// Whether others than this session may have copies of the group.
+    pub fn is_watched_by_others(&self, group: DeviceId, session: Session) -> bool {
+        let groups = self.groups.borrow();
+        let is_other = |watched: &Watched| {
+            watched.changing > 0 && watched.is_ending
+                || watched.by.iter().any(|by| *by != session)
+                || watched.unsent.values().any(|(by, _)| *by != session)
+        };
+        let is_quiet = |until: &Moment| self.env.now() < *until;
+        groups.get(&group).is_some_and(is_other)
+            || self.quiet.borrow().get(&group).is_some_and(is_quiet)
+    }
+
     /// Before a decided change is shown: nobody but who asked for it has copies of what it changes when
     /// this returns, and nobody gets any before the result is dropped. Source: N-1.
     pub async fn before_change(self: &Rc<Self>, group: DeviceId, changed: &Changed) -> Changing {

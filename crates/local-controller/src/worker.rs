@@ -208,6 +208,7 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
                 let files = files.clone();
                 spawn_local(async move {
                     files.hand_over_removals().await;
+                    files.ahead_decided().await;
                     lcc.set_ending();
                     reply.send(finish_all(&lcc).await)
                 });

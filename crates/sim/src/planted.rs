@@ -146,6 +146,14 @@ pub const ALL: &[Planted] = &[
         "new bytes go over blocks that exist",
         "hole_13_an_aborted_write_leaves_the_old_bytes",
     ),
+    by_seeds(
+        "W-9/what-was-answered-ahead-is-not-seen",
+        "a look of others does not wait for what the owner's process was answered ahead",
+    ),
+    by_seeds(
+        "W-9/a-loss-ahead-is-not-told",
+        "a sync says nothing of changes of names that were answered ahead and are lost",
+    ),
     by_seeds("W-9/loss-is-not-told", "a sync says nothing of answered writes that are lost"),
     by_script(
         "W-9/stable-before-the-medium",

@@ -735,6 +735,18 @@ pub enum FileOp {
     },
     /// Removes the device's portions. Answer: `Done`. Source: F-9.
     Remove,
+    /// Writes the payload's parts, one after the other, in one cluster write: all or none of it. Where
+    /// they meet, the later one counts. Answer: `Written`, with the first place.
+    WriteMany {
+        /// Where each part begins, and its bytes; 1 to `PARTS_MAX`, none empty.
+        parts: Vec<(u64, u32)>,
+        /// As in `Write`.
+        home: DeviceId,
+        /// As in `Write`.
+        fresh: bool,
+        /// As in `Write`.
+        ack: AckMode,
+    },
     /// The local journal of a server has this write, which was answered; the payload is its bytes. The
     /// owner lays it, unless the cluster has it. Answer: `Done`; `Conflict` where the cluster lacks it and
     /// it may not be laid any more. Source: W-13.
@@ -743,8 +755,8 @@ pub enum FileOp {
         fact: FactNumber,
         /// The number that it was given.
         number: WriteNumber,
-        /// First byte.
-        at: u64,
+        /// Where each of its parts begins, and its bytes, as in `WriteMany`.
+        parts: Vec<(u64, u32)>,
         /// Home of the file.
         home: DeviceId,
     },
@@ -755,6 +767,9 @@ pub enum FileOp {
         fact: FactNumber,
     },
 }
+
+/// Most parts of one `FileOp::WriteMany`.
+pub const PARTS_MAX: usize = 1024;
 
 impl FileOp {
     /// `Sync` of what the client library knows to be written.

@@ -147,8 +147,12 @@ impl<S: Store> Vfs<S> {
         stable: bool,
     ) -> Outcome<(Attributes, Right)> {
         let operation = self.store.operation();
+        // Where a file's bytes are is held before they are sent there; how many there are, their own
+        // device knows, too (W-8).
+        let waits = stable || changes.data.is_some();
         let op = DirectoryOp::SetAttributes { operation, id, changes, stable };
-        match self.look(home, op).await? {
+        let reply = if waits { self.look(home, op).await } else { self.soon(home, op).await };
+        match reply? {
             (LccReply::Attributes(record), right) => Ok((*record, right)),
             _ => Err(Errno::IO),
         }

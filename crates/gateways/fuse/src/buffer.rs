@@ -51,6 +51,17 @@ pub struct Flight {
     pub sequence: u64,
 }
 
+/// What becomes of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pick {
+    /// It stays.
+    Not,
+    /// It is taken.
+    It,
+    /// It is taken, and nothing behind it.
+    ItAsLast,
+}
+
 /// Where and when a write happens.
 #[derive(Clone, Copy)]
 pub struct WriteAt {
@@ -182,11 +193,20 @@ impl DirtyRuns {
         starts.into_iter().map(|start| self.take_at(start)).collect()
     }
 
-    /// Takes out the first run for which `ready(start, end)` holds.
-    pub fn take_first(&mut self, mut ready: impl FnMut(u64, u64) -> bool) -> Option<Flight> {
-        let found = self.runs.iter().find(|(start, run)| ready(**start, **start + run.len));
-        let start = *found?.0;
-        Some(self.take_at(start))
+    /// Takes out the runs that `pick(start, end)` says, in their order.
+    pub fn take(&mut self, mut pick: impl FnMut(u64, u64) -> Pick) -> Vec<Flight> {
+        let mut starts = Vec::new();
+        for (start, run) in &self.runs {
+            match pick(*start, *start + run.len) {
+                Pick::Not => {}
+                Pick::It => starts.push(*start),
+                Pick::ItAsLast => {
+                    starts.push(*start);
+                    break;
+                }
+            }
+        }
+        starts.into_iter().map(|start| self.take_at(start)).collect()
     }
 
     fn take_at(&mut self, start: u64) -> Flight {
@@ -355,7 +375,12 @@ mod tests {
         let mut dirty = DirtyRuns::default();
         assert!(!dirty.write(at(10, 1), &[1; 30]));
         assert!(dirty.write(at(40, 2), &[2; 40]));
-        let flight = dirty.take_first(|_, end| end.is_multiple_of(SPAN)).expect("it is complete");
+        let is_complete = |_, end: u64| match end.is_multiple_of(SPAN) {
+            true => Pick::It,
+            false => Pick::Not,
+        };
+        let flights = dirty.take(is_complete);
+        let [flight] = &flights[..] else { panic!("one is complete") };
         assert_eq!((flight.start, flight.len, flight.sequence), (10, 54, 1));
         assert_eq!(dirty.bytes(), 16);
     }

@@ -94,7 +94,17 @@ impl Store for ClusterStore {
             let reply = self.client.directory_op(group, op).await.map_err(store_error)?;
             return Ok((reply, None));
         };
-        let (reply, right) = caches.directory_op(group, op).await;
+        let (reply, right) = caches.directory_op(group, op, false).await;
+        Ok((reply.map_err(store_error)?, right))
+    }
+
+    async fn directory_soon(
+        &self,
+        group: &GroupLayout,
+        op: DirectoryOp,
+    ) -> Result<(LccReply, Right), StoreError> {
+        let Some(caches) = &self.caches else { return self.directory(group, op).await };
+        let (reply, right) = caches.directory_op(group, op, true).await;
         Ok((reply.map_err(store_error)?, right))
     }
 

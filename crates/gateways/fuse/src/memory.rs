@@ -183,7 +183,7 @@ impl Store for MemoryStore {
         op: FileOp,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), StoreError> {
-        let changes = matches!(op, FileOp::Write { .. });
+        let changes = matches!(op, FileOp::Write { .. } | FileOp::WriteMany { .. });
         if changes && self.shared.broken.load(Ordering::Relaxed) {
             return Err(StoreError::Refused(Errno::NOSPC));
         }
@@ -763,6 +763,16 @@ impl Device {
             FileOp::Seek { at, hole } => LccReply::Place(self.seek(at, hole)),
             // A store in memory has no local journals.
             FileOp::Remove | FileOp::LayCopy { .. } | FileOp::EndCopy { .. } => LccReply::Done,
+            FileOp::WriteMany { parts, .. } => {
+                let mut bytes = payload.clone().into_bytes();
+                for (at, size) in &parts {
+                    self.put(*at, &bytes.split_to(*size as usize));
+                    self.length = self.length.max(at + u64::from(*size));
+                }
+                assert!(bytes.is_empty(), "all of it has a place");
+                self.number.sequence += 1;
+                LccReply::Written { at: parts[0].0, length: self.length_now() }
+            }
         };
         (reply, Bytes::new())
     }

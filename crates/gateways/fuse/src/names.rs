@@ -287,7 +287,7 @@ impl<S: Store> Vfs<S> {
             if_exists: IfExists::Fail,
             stable: false,
         };
-        let reply = self.look(&parent.home, op).await;
+        let reply = self.soon(&parent.home, op).await;
         Self::touch(&parent);
         let (LccReply::Entry { entry, attributes: Some(record), .. }, right) = reply? else {
             return Err(Errno::IO);
@@ -318,11 +318,9 @@ impl<S: Store> Vfs<S> {
             attributes,
             parent: parent.home.clone(),
         };
-        let (listed, begun) = futures_util::future::join(
-            self.directory(&parent.home, upload),
-            self.look(&layout, begin),
-        )
-        .await;
+        let (listed, begun) =
+            futures_util::future::join(self.soon(&parent.home, upload), self.look(&layout, begin))
+                .await;
         let (record, own) = match (listed, begun) {
             (Ok(_), Ok((LccReply::Attributes(record), own))) => (record, own),
             (Ok(_), Ok(_)) => return Err(Errno::IO),
@@ -338,7 +336,7 @@ impl<S: Store> Vfs<S> {
             kind: FileKind::Directory,
             home: layout.clone(),
         };
-        let entered = self.look(&parent.home, enter).await;
+        let entered = self.soon(&parent.home, enter).await;
         Self::touch(parent);
         let right = match entered {
             Ok((_, right)) => right,
@@ -409,9 +407,9 @@ impl<S: Store> Vfs<S> {
             keep,
             directory: false,
         };
-        let reply = self.directory(&parent.home, op).await;
+        let reply = self.soon(&parent.home, op).await;
         Self::touch(parent);
-        let LccReply::Removed { entry: Some(entry), attributes } = reply? else {
+        let (LccReply::Removed { entry: Some(entry), attributes }, _) = reply? else {
             return Err(Errno::IO);
         };
         self.lost_name(&entry, attributes.as_deref(), keep).await;
@@ -472,7 +470,7 @@ impl<S: Store> Vfs<S> {
                 keep: false,
                 directory: true,
             };
-            let removed = self.directory(&parent.home, op).await;
+            let removed = self.soon(&parent.home, op).await;
             Self::touch(&parent);
             match removed {
                 Err(Errno::STALE) => {}
@@ -525,7 +523,7 @@ impl<S: Store> Vfs<S> {
             }
             Names::Kept | Names::Gone => return Err(Errno::NOENT),
         };
-        let entered = self.look(&parent.home, op).await;
+        let entered = self.soon(&parent.home, op).await;
         Self::touch(&parent);
         let (_, right) = entered?;
         inode.state().names = Names::Some;
@@ -605,10 +603,12 @@ impl<S: Store> Vfs<S> {
             only_replaces: taken.as_ref().map(|entry| entry.id),
             keep,
         };
-        let replaced = match self.directory(&source.0.home, op).await {
+        let replaced = match self.soon(&source.0.home, op).await {
             // Somebody made it meanwhile.
             Err(Errno::EXIST) if mode == RenameMode::Replace => return Err(Errno::STALE),
-            Ok(LccReply::Removed { entry, attributes }) => entry.map(|entry| (entry, attributes)),
+            Ok((LccReply::Removed { entry, attributes }, _)) => {
+                entry.map(|entry| (entry, attributes))
+            }
             Ok(_) => return Err(Errno::IO),
             Err(error) => return Err(error),
         };

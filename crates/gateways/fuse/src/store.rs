@@ -55,6 +55,16 @@ pub trait Store: 'static {
         group: &GroupLayout,
         op: DirectoryOp,
     ) -> Result<(LccReply, Right), StoreError>;
+    /// The same for a change that may be answered before it is decided, where this process owns the
+    /// group. Nobody else sees the directory without it, and what is lost is told by the next sync.
+    /// Source: W-9.
+    async fn directory_soon(
+        &self,
+        group: &GroupLayout,
+        op: DirectoryOp,
+    ) -> Result<(LccReply, Right), StoreError> {
+        self.directory(group, op).await
+    }
     /// The right to keep what is known of a directory's group.
     fn right(&self, group: DeviceId) -> Right;
     /// Which groups' copies are used without asking the store.

@@ -375,9 +375,28 @@ impl<S: Store> Vfs<S> {
 
     /// The same, with the right to believe the answer.
     pub async fn look(&self, group: &GroupLayout, op: DirectoryOp) -> Outcome<(LccReply, Right)> {
+        self.ask(group, op, false).await
+    }
+
+    /// A change of names or attributes; see [`Store::directory_soon`]. With `-o sync` it is held when it
+    /// is answered. Source: W-9.
+    pub async fn soon(&self, group: &GroupLayout, op: DirectoryOp) -> Outcome<(LccReply, Right)> {
+        self.ask(group, op, !self.shared.tuning.sync).await
+    }
+
+    async fn ask(
+        &self,
+        group: &GroupLayout,
+        op: DirectoryOp,
+        is_ahead: bool,
+    ) -> Outcome<(LccReply, Right)> {
         let keeps = self.shared.tuning.ttl_ms > 0;
         loop {
-            match self.store.directory(group, op.clone()).await {
+            let asked = match is_ahead {
+                true => self.store.directory_soon(group, op.clone()).await,
+                false => self.store.directory(group, op.clone()).await,
+            };
+            match asked {
                 Ok((reply, right)) => return Ok((reply, right.filter(|_| keeps))),
                 Err(error) if self.waits_for(&error) => tokio::time::sleep(HARD_PAUSE).await,
                 Err(error) => return Err(self.tell_of(group, &error)),

@@ -25,14 +25,15 @@ use std::sync::atomic::Ordering;
 use braid_env::Payload;
 use braid_terms::{AckMode, DataType, DeviceId, GroupLayout};
 use braid_wire::lcc::{
-    AttributeChanges, DeviceLength, DeviceNews, DirectoryOp, FileData, FileOp, LccReply, SetTime,
+    AttributeChanges, DeviceLength, DeviceNews, DirectoryOp, FileData, FileOp, LccReply, PARTS_MAX,
+    SetTime,
 };
 use bytes::Bytes;
 
-use crate::buffer::{Flight, WriteAt};
+use crate::buffer::{Flight, Pick, WriteAt};
 use crate::clock::{now_ms, wall};
 use crate::errno::{Errno, Outcome};
-use crate::inode::{Inode, Names};
+use crate::inode::{Inode, Names, State};
 use crate::open::{O_APPEND, O_DSYNC, O_SYNC_TOO};
 use crate::read::whole_stripes;
 use crate::store::Store;
@@ -301,32 +302,29 @@ impl<S: Store> Vfs<S> {
             let mut state = inode.state();
             let Some(layout) = state.device().cloned() else { return };
             let span = whole_stripes(self.shared.tuning.write_span, &layout);
-            let busy: Vec<(u64, u64)> = state.flights.iter().map(|f| (f.start, f.end())).collect();
-            let taken = state.dirty.take_first(|start, end| {
-                let free = !busy.iter().any(|(from, to)| *from < end && *to > start);
-                free && (all || end.is_multiple_of(span))
-            });
-            let Some(flight) = taken else { return };
+            let sent = gather(&mut state, |end| all || end.is_multiple_of(span));
+            if sent.is_empty() {
+                return;
+            }
+            let (parts, payload) = parts(&sent);
+            let len = payload.len() as u64;
             let fresh = state.fresh;
-            let (start, len) = (flight.start, flight.len);
-            let payload = pieces(&flight);
-            state.flights.push(flight);
+            state.flights.extend(sent);
             state.bytes_unstable = true;
             drop(state);
             self.flights.set(self.flights.get() + 1);
             self.flight_bytes.set(self.flight_bytes.get() + len);
             let (vfs, inode) = (self.clone(), inode.clone());
             tokio::task::spawn_local(async move {
-                let op = FileOp::Write {
-                    at: start,
-                    home: home_device(&inode.home),
-                    fresh,
-                    stable: false,
-                    append: false,
-                    ack: vfs.ack_of(&inode).await,
+                let (home, ack) = (home_device(&inode.home), vfs.ack_of(&inode).await);
+                let op = match parts[..] {
+                    [(at, _)] => {
+                        FileOp::Write { at, home, fresh, stable: false, append: false, ack }
+                    }
+                    _ => FileOp::WriteMany { parts: parts.clone(), home, fresh, ack },
                 };
                 let outcome = vfs.write_device(&layout, op, payload).await;
-                vfs.landed(&inode, start, len, outcome, all);
+                vfs.landed(&inode, &parts, outcome, all);
             });
         }
     }
@@ -341,7 +339,7 @@ impl<S: Store> Vfs<S> {
     ) -> Outcome<DeviceLength> {
         let reply = match self.file(layout, op.clone(), payload.clone()).await {
             Err(Errno::NOENT) => {
-                if let FileOp::Write { fresh, .. } = &mut op {
+                if let FileOp::Write { fresh, .. } | FileOp::WriteMany { fresh, .. } = &mut op {
                     *fresh = true;
                 }
                 self.file(layout, op, payload).await?
@@ -354,19 +352,23 @@ impl<S: Store> Vfs<S> {
         }
     }
 
-    /// A flight was answered.
+    /// Flights that went together were answered.
     fn landed(
         self: &Rc<Self>,
         inode: &Arc<Inode>,
-        start: u64,
-        len: u64,
+        parts: &[(u64, u32)],
         outcome: Outcome<DeviceLength>,
         all: bool,
     ) {
         {
             let mut state = inode.state();
-            state.flights.retain(|flight| flight.start != start);
-            state.note_change(start, start + len);
+            let is_one = |flight: &Flight| {
+                parts.binary_search_by_key(&flight.start, |(start, _)| *start).is_ok()
+            };
+            state.flights.retain(|flight| !is_one(flight));
+            for (start, len) in parts {
+                state.note_change(*start, start + u64::from(*len));
+            }
             match outcome {
                 Ok(length) => {
                     state.fresh = false;
@@ -375,6 +377,7 @@ impl<S: Store> Vfs<S> {
                 Err(error) => state.note_error(error),
             }
         }
+        let len = parts.iter().map(|(_, len)| u64::from(*len)).sum();
         self.shared.freed(len);
         self.flights.set(self.flights.get() - 1);
         self.flight_bytes.set(self.flight_bytes.get() - len);
@@ -691,8 +694,38 @@ pub(crate) fn home_device(home: &GroupLayout) -> DeviceId {
     home.devices.last().copied().unwrap_or_default()
 }
 
-fn pieces(flight: &Flight) -> Payload {
-    let mut payload = Payload::empty();
-    flight.pieces.iter().for_each(|piece| payload.push(piece.clone()));
-    payload
+/// Takes out runs that may leave and fly over nothing: one, or as many short ones as go together. In
+/// the order of their places.
+fn gather(state: &mut State, may_leave: impl Fn(u64) -> bool) -> Vec<Flight> {
+    let mut busy: Vec<(u64, u64)> = state.flights.iter().map(|f| (f.start, f.end())).collect();
+    busy.sort_unstable();
+    let is_free = |start: u64, end: u64| {
+        let before = busy.partition_point(|(from, _)| *from < end);
+        before.checked_sub(1).is_none_or(|last| busy[last].1 <= start)
+    };
+    let (mut count, mut bytes) = (0, 0);
+    state.dirty.take(|start, end| {
+        let is_short = end - start <= SHORT_MAX;
+        if !may_leave(end) || !is_free(start, end) || count > 0 && !is_short {
+            return Pick::Not;
+        }
+        count += 1;
+        bytes += end - start;
+        let is_last = !is_short || GATHERED_MAX <= bytes || PARTS_MAX <= count;
+        if is_last { Pick::ItAsLast } else { Pick::It }
+    })
 }
+
+/// Where flights that go together begin, their bytes, and all of these.
+fn parts(flights: &[Flight]) -> (Vec<(u64, u32)>, Payload) {
+    let mut payload = Payload::empty();
+    let pieces = flights.iter().flat_map(|flight| &flight.pieces);
+    pieces.for_each(|piece| payload.push(piece.clone()));
+    let size = |flight: &Flight| u32::try_from(flight.len).expect("runs are short");
+    (flights.iter().map(|flight| (flight.start, size(flight))).collect(), payload)
+}
+
+/// Runs of at most so many bytes go together.
+const SHORT_MAX: u64 = 64 << 10;
+/// Bytes of such runs in one request, about.
+const GATHERED_MAX: u64 = 1 << 20;

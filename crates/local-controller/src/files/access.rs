@@ -72,6 +72,9 @@ pub trait GroupAccess: Clone + 'static {
         std::future::ready(None).boxed_local()
     }
 
+    /// What clients keep of the group may be wrong.
+    fn take_copies_back(&self) {}
+
     /// Waits until all that is decided is stable.
     fn sync(&self) -> impl Future<Output = Result<(), LccRefusal>> + 'static;
 }
@@ -147,6 +150,13 @@ impl GroupAccess for OwnedGroup {
             Some(caches.before_change(group, &changed).await)
         };
         waiting.boxed_local()
+    }
+
+    fn take_copies_back(&self) {
+        if let Ok(lcc) = self.0.lcc() {
+            let (caches, group) = (lcc.caches.clone(), self.0.layout().group());
+            tokio::task::spawn_local(async move { drop(caches.end_group(group).await) });
+        }
     }
 
     fn sync(&self) -> impl Future<Output = Result<(), LccRefusal>> + 'static {

@@ -9,31 +9,39 @@
 //!                                                                                answers, readers
 //! ```
 //! Where clients have copies of what it changes, a decided batch waits until they have none (N-1).
+//!
+//! A mount in this process may be answered *ahead*: as soon as its operation is part of a batch. It
+//! alone sees what is not decided; whoever else looks waits until all that was answered is. A batch for
+//! which nobody waits collects a little longer.
 //! # Invariants
-//! B1 An operation is answered after its batch is decided, and after it is stable where asked; a
-//!    refused one after all batches are decided that it was judged by.
+//! B1 An operation that is not answered ahead is answered after its batch is decided, and after it is
+//!    stable where asked; a refused one after all batches are decided that it was judged by.
 //! B2 Batches are decided in the order of their numbers; `State` is the newest decided one.
 //! B3 After a batch failed nothing more is written or answered from here: whoever wants the directory
 //!    reads it again from its devices.
+//! B4 What was answered ahead and did not survive is told by the mount's next sync.
 //! # Failure
 //! Lost ownership, full disks, damage: all that waits gets the refusal, and B3.
 //! # Source
 //! DESIGN 8 (group commit), N-3, W-7, W-9, W-12.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 use braid_terms::{DeviceId, GroupLayout};
-use braid_wire::joint::JointId;
+use braid_wire::joint::{JointId, JointStep};
 use braid_wire::lcc::{DirectoryOp, FileKind, IfExists, LccRefusal, LccReply, OperationId};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
+use tokio::time::{Instant, timeout};
 
 use super::access::{GroupAccess, Part};
 use super::log::{Checkpoint, Log, LogRole, LogWrite, Replay, Step};
-use super::pending::{self, BatchNumber, Pending};
+use super::pending::{self, BatchNumber, Pending, laid_over};
 use super::record::{Change, KIND_INTENT};
 use super::rules::{self, Circumstances, Verdict};
 use super::state::State;
@@ -46,10 +54,32 @@ pub struct Directory<G> {
     core: RefCell<Core>,
     /// The newest decided batch, or why there will be none.
     progress: watch::Sender<Progress>,
+    /// The newest batch with an operation that was answered ahead, and who is told if it is lost.
+    ahead: Cell<BatchNumber>,
+    losses: RefCell<Losses>,
+    /// The newest batch that somebody waits for; told when it is a newer one.
+    wanted: Cell<BatchNumber>,
+    is_wanted: Notify,
     /// A task writes batches.
     is_writing: Cell<bool>,
     /// A task writes a checkpoint of these logs.
     is_checkpointing: [Cell<bool>; 2],
+}
+
+/// Groups of which changes that were answered ahead are lost; clones share it. Source: W-9.
+#[derive(Clone, Default)]
+pub struct Losses(Rc<RefCell<BTreeSet<DeviceId>>>);
+
+impl Losses {
+    fn note(&self, group: DeviceId) {
+        self.0.borrow_mut().insert(group);
+    }
+
+    /// Whether something of the group was lost since it was asked last.
+    #[must_use]
+    pub fn take(&self, group: DeviceId) -> bool {
+        self.0.borrow_mut().remove(&group)
+    }
 }
 
 struct Core {
@@ -97,6 +127,10 @@ impl<G: GroupAccess> Directory<G> {
             group,
             core: RefCell::new(Core { state, pending, asked: Vec::new(), logs }),
             progress: watch::Sender::new(Progress { decided: 0, failed: None }),
+            ahead: Cell::new(0),
+            losses: RefCell::default(),
+            wanted: Cell::new(0),
+            is_wanted: Notify::new(),
             is_writing: Cell::new(false),
             is_checkpointing: [Cell::new(false), Cell::new(false)],
         }))
@@ -113,10 +147,13 @@ impl<G: GroupAccess> Directory<G> {
     }
 
     /// Does a changing operation. What is before the first wait happens in the order of the calls.
+    /// With `ahead` it is answered when it is part of a batch, and that is told if the batch comes to
+    /// nothing. Source: W-9.
     pub async fn change(
         self: Rc<Self>,
         op: DirectoryOp,
         around: Circumstances,
+        ahead: Option<Losses>,
     ) -> Result<Changed, LccRefusal> {
         let stable = matches!(
             op,
@@ -126,7 +163,7 @@ impl<G: GroupAccess> Directory<G> {
         let asked = Asked::new(around.session, &op);
         let judge =
             |state: &State, pending: &mut _| rules::change(state, pending, op.clone(), &around);
-        let changed = self.carry_out(asked, judge).await?;
+        let changed = self.carry_out(asked, judge, ahead.filter(|_| !stable)).await?;
         if stable && matches!(changed, Changed::Done(_)) {
             self.group.sync().await?;
         }
@@ -136,8 +173,10 @@ impl<G: GroupAccess> Directory<G> {
     /// Does what another owner asks for a change over several groups. Source: W-7.
     pub async fn change_joint(self: Rc<Self>, op: DirectoryOp) -> Result<Changed, LccRefusal> {
         let judge = |state: &State, pending: &mut _| steps::change_joint(state, pending, &op);
-        let changed = self.carry_out(Asked::new(0, &op), judge).await?;
+        let changed = self.carry_out(Asked::new(0, &op), judge, None).await?;
         let stable = match op {
+            // Where it is lost the directory has no name, and goes as such.
+            DirectoryOp::Intend { steps, .. } if steps == [JointStep::Retire] => false,
             DirectoryOp::Intend { .. } => !braid_terms::planted!("W-7/intents-are-not-stable"),
             DirectoryOp::Outcome { .. } => true,
             _ => false,
@@ -152,6 +191,7 @@ impl<G: GroupAccess> Directory<G> {
         self: &Rc<Self>,
         asked: Asked,
         judge: impl Fn(&State, &mut Pending) -> Result<Verdict, LccRefusal>,
+        ahead: Option<Losses>,
     ) -> Result<Changed, LccRefusal> {
         loop {
             self.check()?;
@@ -170,13 +210,21 @@ impl<G: GroupAccess> Directory<G> {
             match verdict {
                 Err(refusal) => {
                     // It may come from what is not decided yet.
-                    self.decided(newest).await?;
+                    if ahead.is_none() {
+                        self.decided(newest).await?;
+                    }
                     return Err(refusal);
                 }
                 Ok(Verdict::Repeated(reply)) => return Ok(Changed::Done(reply)),
                 Ok(Verdict::Batched(batch, reply)) => {
                     self.begin_writing();
-                    self.decided(batch).await?;
+                    match ahead {
+                        Some(losses) => {
+                            self.ahead.set(batch);
+                            *self.losses.borrow_mut() = losses;
+                        }
+                        None => self.decided(batch).await?,
+                    }
                     return Ok(Changed::Done(reply));
                 }
                 Ok(Verdict::RepeatedIn(batch)) => self.decided(batch).await?,
@@ -264,6 +312,59 @@ impl<G: GroupAccess> Directory<G> {
         };
         self.begin_writing();
         self.decided(batch).await
+    }
+
+    /// Waits until all that was answered ahead is decided. Source: W-9.
+    pub async fn all_decided(&self) -> Result<(), LccRefusal> {
+        self.decided(self.ahead.get()).await
+    }
+
+    /// As `look`, for anybody: nothing that was answered is missing.
+    pub async fn look_decided(&self, op: &DirectoryOp) -> Result<LccReply, LccRefusal> {
+        if !braid_terms::planted!("W-9/what-was-answered-ahead-is-not-seen") {
+            self.all_decided().await?;
+        }
+        self.look(op)
+    }
+
+    /// As `look`, for whoever is answered ahead.
+    pub async fn look_ahead(&self, op: &DirectoryOp) -> Result<LccReply, LccRefusal> {
+        self.check()?;
+        if self.progress.borrow().decided < self.ahead.get()
+            && let Some(seen) = self.look_undecided(op)
+        {
+            return seen;
+        }
+        self.look_decided(op).await
+    }
+
+    /// What is not decided counts as well; `None` where that cannot be said here.
+    fn look_undecided(&self, op: &DirectoryOp) -> Option<Result<LccReply, LccRefusal>> {
+        let core = self.core.borrow();
+        let (state, pending) = (&core.state, &core.pending);
+        let kept = |id: &DeviceId| {
+            laid_over(&pending.attributes, &state.attributes, id).cloned().map(Box::new)
+        };
+        state.own.as_ref()?;
+        Some(match op {
+            DirectoryOp::Lookup { name } => {
+                let entry = laid_over(&pending.names, &state.names, name).cloned();
+                entry.ok_or(LccRefusal::NotFound).map(|entry| {
+                    let attributes = if entry.home.is_none() { kept(&entry.id) } else { None };
+                    LccReply::Entry { entry, attributes }
+                })
+            }
+            DirectoryOp::GetAttributes { id } => {
+                let mut attributes = kept(id).ok_or(LccRefusal::NotFound);
+                if let Ok(attributes) = &mut attributes
+                    && *id == state.id
+                {
+                    (attributes.size, attributes.nlink) = pending.counted(state);
+                }
+                attributes.map(LccReply::Attributes)
+            }
+            _ => return None,
+        })
     }
 
     /// Answers an operation that changes nothing, from what is decided.
@@ -361,7 +462,15 @@ impl<G: GroupAccess> Directory<G> {
         self.group.check()
     }
 
+    fn want(&self, batch: BatchNumber) {
+        if self.wanted.get() < batch {
+            self.wanted.set(batch);
+            self.is_wanted.notify_one();
+        }
+    }
+
     async fn decided(&self, batch: BatchNumber) -> Result<(), LccRefusal> {
+        self.want(batch);
         let mut progress = self.progress.subscribe();
         let reached =
             progress.wait_for(|progress| batch <= progress.decided || progress.failed.is_some());
@@ -374,6 +483,7 @@ impl<G: GroupAccess> Directory<G> {
 
     /// Waits until the batch being collected is another one.
     async fn next_batch(&self) {
+        self.want(self.core.borrow().pending.newest());
         let mut progress = self.progress.subscribe();
         if progress.borrow_and_update().failed.is_none() {
             progress.changed().await.expect("the sender is ours");
@@ -392,6 +502,7 @@ impl<G: GroupAccess> Directory<G> {
             if let Err(refusal) = self.check() {
                 break Err(refusal);
             }
+            self.collect().await;
             match self.write_batch().await {
                 Ok(true) => {}
                 Ok(false) => break Ok(()),
@@ -401,6 +512,24 @@ impl<G: GroupAccess> Directory<G> {
         self.is_writing.set(false);
         if let Err(refusal) = outcome {
             self.fail(refusal);
+        }
+    }
+
+    /// Waits a little for more, while nobody waits for what there is.
+    async fn collect(&self) {
+        let newest = {
+            let core = self.core.borrow();
+            if core.pending.is_empty() || BATCH_BYTES_MAX / 4 < core.pending.bytes {
+                return;
+            }
+            core.pending.newest()
+        };
+        let end = Instant::now() + COLLECT_MAX;
+        while self.ahead.get() == newest && self.wanted.get() < newest {
+            let left = end.saturating_duration_since(Instant::now());
+            if timeout(left, self.is_wanted.notified()).await.is_err() {
+                return;
+            }
         }
     }
 
@@ -438,6 +567,18 @@ impl<G: GroupAccess> Directory<G> {
     }
 
     fn fail(&self, refusal: LccRefusal) {
+        if self.progress.borrow().decided < self.ahead.get() {
+            let group = self.core.borrow().state.id;
+            tracing::warn!(directory = %group, "changes that were answered ahead are lost");
+            braid_terms::sometimes!(
+                "W-9: changes of a directory that were answered ahead were lost"
+            );
+            if !braid_terms::planted!("W-9/a-loss-ahead-is-not-told") {
+                self.losses.borrow().note(group);
+            }
+            // Who was told of them may have kept it.
+            self.group.take_copies_back();
+        }
         self.progress.send_modify(|progress| {
             progress.failed.get_or_insert(refusal);
         });
@@ -586,6 +727,10 @@ const ROLES: [LogRole; 2] = [LogRole::Names, LogRole::Attributes];
 
 /// Bytes of changes above which a batch takes no more; each change may add some 100 KiB.
 const BATCH_BYTES_MAX: usize = 2 << 20;
+
+/// How long a batch collects for which nobody waits. Longer than a cluster write takes, so that its
+/// costs are shared; short, since a crash of the mount takes what it has.
+const COLLECT_MAX: Duration = Duration::from_millis(4);
 
 /// Bytes of a checkpoint in one cluster write.
 const CHECKPOINT_PIECE: usize = 1 << 20;

@@ -196,7 +196,7 @@ async fn begun(group: &MemoryGroup) -> Rc<Directory<MemoryGroup>> {
         attributes: attributes(FileKind::Directory, 0),
         parent: directory_layout(1),
     };
-    directory.clone().change(begin, around(0)).await.unwrap();
+    directory.clone().change(begin, around(0), None).await.unwrap();
     directory
 }
 
@@ -207,7 +207,7 @@ async fn names(group: &MemoryGroup) -> BTreeMap<Bytes, DeviceId> {
 }
 
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     LocalSet::new().block_on(&runtime, test);
 }
 
@@ -224,8 +224,9 @@ fn creates_in_flight_share_two_cluster_writes() {
         let directory = begun(&group).await;
         group.0.borrow_mut().held = Some(VecDeque::new());
         let before = group.writes();
-        let make =
-            |n| tokio::task::spawn_local(directory.clone().change(create(n, 0, false), around(n)));
+        let make = |n| {
+            tokio::task::spawn_local(directory.clone().change(create(n, 0, false), around(n), None))
+        };
         let first: Vec<_> = (1..=3).map(make).collect();
         settle().await;
         assert_eq!(group.writes() - before, 1);
@@ -254,9 +255,9 @@ fn a_repeat_waits_for_the_first_and_stable_asks_for_a_sync() {
         let directory = begun(&group).await;
         group.0.borrow_mut().held = Some(VecDeque::new());
         let op = create(1, 5, true);
-        let first = tokio::task::spawn_local(directory.clone().change(op.clone(), around(1)));
+        let first = tokio::task::spawn_local(directory.clone().change(op.clone(), around(1), None));
         settle().await;
-        let again = tokio::task::spawn_local(directory.clone().change(op, around(2)));
+        let again = tokio::task::spawn_local(directory.clone().change(op, around(2), None));
         settle().await;
         assert!(!again.is_finished());
         group.decide();
@@ -272,7 +273,7 @@ fn a_refusal_waits_for_what_it_was_judged_by() {
     run(async {
         let group = MemoryGroup::new(directory_layout(10));
         let directory = begun(&group).await;
-        directory.clone().change(create(1, 0, false), around(1)).await.unwrap();
+        directory.clone().change(create(1, 0, false), around(1), None).await.unwrap();
         group.0.borrow_mut().held = Some(VecDeque::new());
         let unlink = |n| DirectoryOp::Unlink {
             operation: operation(n),
@@ -281,9 +282,11 @@ fn a_refusal_waits_for_what_it_was_judged_by() {
             keep: false,
             directory: false,
         };
-        let removed = tokio::task::spawn_local(directory.clone().change(unlink(2), around(2)));
+        let removed =
+            tokio::task::spawn_local(directory.clone().change(unlink(2), around(2), None));
         settle().await;
-        let refused = tokio::task::spawn_local(directory.clone().change(unlink(3), around(3)));
+        let refused =
+            tokio::task::spawn_local(directory.clone().change(unlink(3), around(3), None));
         settle().await;
         let look = DirectoryOp::Lookup { name: Bytes::from_static(b"file-1") };
         assert!(directory.look(&look).is_ok(), "the name is there until the removal is decided");
@@ -299,14 +302,14 @@ fn a_failed_batch_fails_all_that_waits_and_the_devices_are_read_again() {
     run(async {
         let group = MemoryGroup::new(directory_layout(10));
         let directory = begun(&group).await;
-        directory.clone().change(create(1, 0, false), around(1)).await.unwrap();
+        directory.clone().change(create(1, 0, false), around(1), None).await.unwrap();
         group.0.borrow_mut().refuse_next = Some(LccRefusal::NoSpace);
-        let refused = directory.clone().change(create(2, 0, false), around(2)).await;
+        let refused = directory.clone().change(create(2, 0, false), around(2), None).await;
         assert_eq!(refused.unwrap_err(), LccRefusal::NoSpace);
         assert!(directory.has_failed());
-        assert!(directory.clone().change(create(3, 0, false), around(3)).await.is_err());
+        assert!(directory.clone().change(create(3, 0, false), around(3), None).await.is_err());
         let directory = Directory::load(group.clone()).await.unwrap();
-        directory.clone().change(create(2, 0, false), around(4)).await.unwrap();
+        directory.clone().change(create(2, 0, false), around(4), None).await.unwrap();
         assert_eq!(names(&group).await.len(), 2);
     });
 }
@@ -319,7 +322,7 @@ fn a_group_that_is_not_owned_any_more_answers_nothing() {
         group.0.borrow_mut().refusal = Some(LccRefusal::NotOwner { owner: None });
         let look = DirectoryOp::GetAttributes { id: DeviceId(10) };
         assert_eq!(directory.look(&look).unwrap_err(), LccRefusal::NotOwner { owner: None });
-        let refused = directory.clone().change(create(1, 0, false), around(1)).await;
+        let refused = directory.clone().change(create(1, 0, false), around(1), None).await;
         assert_eq!(refused.unwrap_err(), LccRefusal::NotOwner { owner: None });
     });
 }
@@ -332,7 +335,7 @@ fn checkpoints_happen_and_each_moment_can_be_read() {
         let mut expect = BTreeMap::new();
         for round in 0..900 {
             let op = create(2 * round + 1, 4000, false);
-            directory.clone().change(op, around(round)).await.unwrap();
+            directory.clone().change(op, around(round), None).await.unwrap();
             let name = Bytes::from(format!("file-{}", 2 * round + 1));
             if round % 10 == 0 {
                 expect.insert(name, DeviceId(1_000_000 + round));
@@ -344,7 +347,7 @@ fn checkpoints_happen_and_each_moment_can_be_read() {
                     keep: false,
                     directory: false,
                 };
-                directory.clone().change(unlink, around(round)).await.unwrap();
+                directory.clone().change(unlink, around(round), None).await.unwrap();
             }
             if round % 50 == 0 {
                 assert_eq!(names(&group).await, expect);
@@ -367,7 +370,8 @@ fn a_batch_is_bounded_and_the_rest_follows() {
         let group = MemoryGroup::new(directory_layout(10));
         let directory = begun(&group).await;
         let before = group.writes();
-        let all = (1..=3000).map(|n| directory.clone().change(create(n, 4096, false), around(n)));
+        let all =
+            (1..=3000).map(|n| directory.clone().change(create(n, 4096, false), around(n), None));
         assert!(join_all(all).await.iter().all(Result::is_ok));
         let writes = group.writes() - before;
         assert!((6..=100).contains(&writes), "{writes} for 14 MB");
@@ -380,10 +384,111 @@ fn a_damaged_device_is_lost_and_never_shorter() {
     run(async {
         let group = MemoryGroup::new(directory_layout(10));
         let directory = begun(&group).await;
-        directory.clone().change(create(1, 0, false), around(1)).await.unwrap();
+        directory.clone().change(create(1, 0, false), around(1), None).await.unwrap();
         let length = group.0.borrow().devices[0].len();
         group.0.borrow_mut().devices[0][length - 1] ^= 1;
         let lost = Directory::load(group.clone()).await.err();
         assert!(matches!(lost, Some(LccRefusal::Lost { .. })), "{lost:?}");
+    });
+}
+
+#[test] // Proves: W-9. B1: only who is answered ahead sees what is not decided.
+fn what_is_answered_ahead_is_seen_by_others_when_it_is_decided() {
+    run(async {
+        let group = MemoryGroup::new(directory_layout(10));
+        let directory = begun(&group).await;
+        group.0.borrow_mut().held = Some(VecDeque::new());
+        let losses = Losses::default();
+        for n in 1..=3 {
+            let change =
+                directory.clone().change(create(n, 5, false), around(n), Some(losses.clone()));
+            let Changed::Done(LccReply::Entry { .. }) = change.await.unwrap() else {
+                panic!("it is made");
+            };
+        }
+        let taken = directory.clone().change(
+            DirectoryOp::Create {
+                operation: operation(9),
+                name: Bytes::from_static(b"file-2"),
+                attributes: attributes(FileKind::File, 0),
+                if_exists: IfExists::Fail,
+                stable: false,
+            },
+            around(9),
+            Some(losses.clone()),
+        );
+        assert_eq!(taken.await.unwrap_err(), LccRefusal::Exists { kind: FileKind::File });
+        let look = DirectoryOp::Lookup { name: Bytes::from_static(b"file-2") };
+        let LccReply::Entry { entry, attributes: Some(record) } =
+            directory.look_ahead(&look).await.unwrap()
+        else {
+            panic!("it has a record here");
+        };
+        assert_eq!((entry.id, record.size), (record.id, 5));
+        let by_id = DirectoryOp::GetAttributes { id: entry.id };
+        assert!(directory.look_ahead(&by_id).await.is_ok());
+        let gone = DirectoryOp::Unlink {
+            operation: operation(10),
+            name: Bytes::from_static(b"file-2"),
+            only_id: None,
+            keep: false,
+            directory: false,
+        };
+        directory.clone().change(gone, around(10), Some(losses.clone())).await.unwrap();
+        let below = DirectoryOp::Enter {
+            operation: operation(11),
+            name: Bytes::from_static(b"below"),
+            id: DeviceId(77),
+            kind: FileKind::Directory,
+            home: directory_layout(77),
+        };
+        directory.clone().change(below, around(11), Some(losses.clone())).await.unwrap();
+        let own = DirectoryOp::GetAttributes { id: DeviceId(10) };
+        let counted = |reply| match reply {
+            LccReply::Attributes(own) => (own.size, own.nlink),
+            other => panic!("{other:?}"),
+        };
+        let undecided = counted(directory.look_ahead(&own).await.unwrap());
+        assert_eq!(undecided, (3, 3));
+        assert_eq!(directory.look_ahead(&look).await.unwrap_err(), LccRefusal::NotFound);
+        let look = DirectoryOp::Lookup { name: Bytes::from_static(b"file-3") };
+        let other = directory.clone();
+        let others = tokio::task::spawn_local(async move { other.look_decided(&look).await });
+        settle().await;
+        assert!(!others.is_finished(), "its batch is on its way");
+        assert!(names(&group).await.is_empty());
+        while !others.is_finished() {
+            group.decide();
+            settle().await;
+        }
+        assert!(others.await.unwrap().is_ok());
+        directory.all_decided().await.unwrap();
+        assert_eq!(counted(directory.look(&own).unwrap()), undecided);
+        assert_eq!(names(&group).await.len(), 3);
+        assert!(!losses.take(DeviceId(10)));
+    });
+}
+
+#[test] // Proves: W-9. B4.
+fn what_was_answered_ahead_and_is_lost_is_told_once() {
+    run(async {
+        let group = MemoryGroup::new(directory_layout(10));
+        let directory = begun(&group).await;
+        group.0.borrow_mut().refuse_next = Some(LccRefusal::NoSpace);
+        let losses = Losses::default();
+        let ahead = Some(losses.clone());
+        directory.clone().change(create(1, 0, false), around(1), ahead).await.unwrap();
+        assert_eq!(directory.all_decided().await.unwrap_err(), LccRefusal::NoSpace);
+        assert!(directory.has_failed());
+        assert!(losses.take(DeviceId(10)));
+        assert!(!losses.take(DeviceId(10)));
+        // One that was decided in time is none.
+        let directory = Directory::load(group.clone()).await.unwrap();
+        let ahead = Some(losses.clone());
+        directory.clone().change(create(2, 0, false), around(2), ahead).await.unwrap();
+        directory.all_decided().await.unwrap();
+        group.0.borrow_mut().refuse_next = Some(LccRefusal::NoSpace);
+        assert!(directory.clone().change(create(3, 0, false), around(3), None).await.is_err());
+        assert!(!losses.take(DeviceId(10)), "who waited was told");
     });
 }

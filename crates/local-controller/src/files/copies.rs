@@ -32,9 +32,9 @@ use tokio::time::{sleep, timeout};
 use super::access::{own_refusal, place_refusal, write_refusal};
 use super::checks::bad;
 use super::requests::Files;
+use crate::GroupWrite;
 use crate::lcc::OwnError;
 use crate::local::Kept;
-use crate::{DeviceWrite, GroupWrite};
 
 /// A file whose device has writes that may not be laid.
 struct Beside {
@@ -103,8 +103,8 @@ impl Files {
                 let reason = format!("the local journal cannot be read: {error}");
                 LccRefusal::Unavailable { reason }
             })?;
-            let (fact, number, at, home) = (copy.fact, copy.number, copy.at, copy.home);
-            let op = FileOp::LayCopy { fact, number, at, home };
+            let (fact, number, home) = (copy.fact, copy.number, copy.home);
+            let op = FileOp::LayCopy { fact, number, parts: copy.parts.clone(), home };
             let request = LccRequest::File { layout: layout.clone(), op };
             match self.tell_peer(owner, &request, Payload::from(bytes)).await {
                 Ok(_) => {}
@@ -236,11 +236,10 @@ impl Files {
         let home = beside.directory.devices.last().copied().unwrap_or_default();
         let group = self.lcc.create_group(&layout, home).map_err(own_refusal)?;
         for kept in &kept {
-            let bytes = self.lcc.local.bytes_of(kept).map_err(|error| {
+            let writes = self.lcc.local.writes_of(kept).map_err(|error| {
                 let reason = format!("the local journal cannot be read: {error}");
                 LccRefusal::Unavailable { reason }
             })?;
-            let writes = vec![DeviceWrite { device_index: 0, at: kept.copy.at, bytes }];
             let change = GroupWrite { writes, ..GroupWrite::default() };
             group.write(change).await.map_err(write_refusal)?;
         }

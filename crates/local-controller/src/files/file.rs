@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use braid_env::Payload;
 use braid_terms::{AckMode, BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX, WriteNumber};
-use braid_wire::lcc::{DeviceLength, FileOp, LccRefusal, LccReply};
+use braid_wire::lcc::{DeviceLength, FileOp, LccRefusal, LccReply, PARTS_MAX};
 use bytes::Bytes;
 use tokio::sync::RwLock;
 
@@ -48,6 +48,16 @@ impl FileDevices {
                 let ack = if stable { AckMode::Cluster } else { ack };
                 let write = Write { at, stable, append, ack, bytes: payload };
                 self.write(&group, write).await
+            }
+            FileOp::WriteMany { parts, home, fresh, ack } => {
+                let writes = cut(&parts, payload)?;
+                let group = self.to_change(layout, home, fresh).await?;
+                let turn = self.turn(&group);
+                let _shared = turn.read().await;
+                let size: u64 = writes.iter().map(|write| write.bytes.len() as u64).sum();
+                let (number, length) = write_all(&group, writes, ack).await?;
+                self.lcc.count(|counters| counters.bytes_written += size);
+                Ok((LccReply::Written { at: parts[0].0, length }, Some(number), Payload::empty()))
             }
             FileOp::Truncate { length, home } => {
                 let group = self.to_change(layout, home, false).await?;
@@ -90,7 +100,8 @@ impl FileDevices {
                 group.sync().await.map_err(write_refusal)?;
                 told(LccReply::Length(length_of(&group)))
             }
-            FileOp::LayCopy { fact, number, at, home } => {
+            FileOp::LayCopy { fact, number, parts, home } => {
+                let writes = cut(&parts, payload)?;
                 let group = match self.lcc.group(layout).await {
                     // What was answered may be all that was ever written.
                     Err(OwnError::Unknown) => {
@@ -104,8 +115,7 @@ impl FileDevices {
                 };
                 let group = group.map_err(own_refusal)?;
                 if !group.has_number(number) {
-                    check_payload(&payload)?;
-                    let laid = group.lay((fact, number), at, payload).await;
+                    let laid = group.lay((fact, number), writes).await;
                     if laid.map_err(write_refusal)? == Laid::Conflict {
                         return Err(LccRefusal::Conflict);
                     }
@@ -240,18 +250,44 @@ async fn write_at(
     bytes: Bytes,
     ack: AckMode,
 ) -> Result<(WriteNumber, DeviceLength), LccRefusal> {
-    if at.checked_add(bytes.len() as u64).is_none_or(|end| i64::MAX as u64 <= end) {
+    write_all(group, vec![DeviceWrite { device_index: 0, at, bytes }], ack).await
+}
+
+/// The parts of a payload.
+fn cut(parts: &[(u64, u32)], payload: Bytes) -> Result<Vec<DeviceWrite>, LccRefusal> {
+    let sizes = parts.iter().map(|(_, size)| *size as usize);
+    let fits = (1..=PARTS_MAX).contains(&parts.len())
+        && sizes.clone().all(|size| size > 0)
+        && sizes.sum::<usize>() == payload.len()
+        && payload.len() <= REQUEST_BYTES_MAX;
+    if !fits {
+        return Err(bad("a write has 1 to 1024 parts of at least 1 byte, together at most 4 MiB"));
+    }
+    let mut rest = payload;
+    let part = |(at, size): &(u64, u32)| {
+        let bytes = rest.split_to(*size as usize);
+        DeviceWrite { device_index: 0, at: *at, bytes }
+    };
+    Ok(parts.iter().map(part).collect())
+}
+
+async fn write_all(
+    group: &Rc<Group>,
+    writes: Vec<DeviceWrite>,
+    ack: AckMode,
+) -> Result<(WriteNumber, DeviceLength), LccRefusal> {
+    let end = |write: &DeviceWrite| write.at.checked_add(write.bytes.len() as u64);
+    if writes.iter().any(|write| end(write).is_none_or(|end| i64::MAX as u64 <= end)) {
         return Err(LccRefusal::TooBig);
     }
-    let write = DeviceWrite { device_index: 0, at, bytes };
-    let change = |write| GroupWrite { writes: vec![write], ..GroupWrite::default() };
+    let many = |writes| GroupWrite { writes, ..GroupWrite::default() };
     let answered = match ack {
         AckMode::Cluster => {
-            let number = group.write(change(write)).await.map_err(write_refusal)?;
+            let number = group.write(many(writes)).await.map_err(write_refusal)?;
             return Ok((number, length_of(group)));
         }
-        AckMode::Memory => group.write_ahead(change(write)).await,
-        AckMode::Local => group.write_local(write).await,
+        AckMode::Memory => group.write_ahead(many(writes)).await,
+        AckMode::Local => group.write_local(writes).await,
     };
     let (number, bytes) = answered.map_err(write_refusal)?;
     Ok((number, DeviceLength { number, bytes }))

@@ -40,7 +40,7 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::access::OwnedGroup;
-use super::batch::{Changed, Directory};
+use super::batch::{Changed, Directory, Losses};
 use super::plan::{Plan, Planned};
 use super::requests::Files;
 use super::rules::{Circumstances, operation_of};
@@ -73,16 +73,18 @@ pub(super) struct Joints {
 type Held = Rc<Directory<OwnedGroup>>;
 
 impl Files {
-    /// Does a changing operation, also one that concerns other groups.
+    /// Does a changing operation, also one that concerns other groups; with `ahead` it may be answered
+    /// before it is decided, where it does not.
     pub(super) async fn change(
         self: &Rc<Self>,
         directory: Held,
         op: DirectoryOp,
         around: Circumstances,
+        ahead: Option<Losses>,
     ) -> Result<LccReply, LccRefusal> {
         let end = Instant::now() + BLOCKED_WAIT;
         loop {
-            match directory.clone().change(op.clone(), around.clone()).await? {
+            match directory.clone().change(op.clone(), around.clone(), ahead.clone()).await? {
                 Changed::Done(reply) => return Ok(reply),
                 Changed::Blocked(intent) => self.settled(&directory, intent, end).await?,
                 Changed::Joint => {

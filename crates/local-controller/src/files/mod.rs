@@ -45,6 +45,7 @@ mod steps;
 mod touched;
 mod uses;
 
+pub use batch::Losses;
 pub(crate) use checks::bad;
 pub use requests::Files;
 pub(crate) use requests::serve_one_of;

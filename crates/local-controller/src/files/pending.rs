@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use braid_terms::{DeviceId, GroupLayout};
 use braid_wire::joint::JointId;
-use braid_wire::lcc::{Attributes, DirectoryEntry, OperationId};
+use braid_wire::lcc::{Attributes, DirectoryEntry, FileKind, OperationId};
 use bytes::Bytes;
 
 use super::record::{Answer, Change, OwnState, Upload};
@@ -77,6 +77,23 @@ impl Pending {
             + count(&self.intents, batch)
             + count(&self.joints, batch)
             + count(&self.voids, batch)
+    }
+
+    /// Entries of the directory, and its names, with all undecided changes.
+    pub fn counted(&self, state: &State) -> (u64, u32) {
+        let is_directory = |entry: &DirectoryEntry| entry.kind == FileKind::Directory;
+        let change = |(name, (_, entry)): (&Bytes, &(BatchNumber, Option<DirectoryEntry>))| {
+            let after = i64::from(entry.as_ref().is_some_and(is_directory));
+            after - i64::from(state.names.get(name).is_some_and(is_directory))
+        };
+        let subdirectories = self.names.iter().map(change).sum::<i64>();
+        let own = self.own.as_ref().map(|(_, own)| own).or(state.own.as_ref());
+        let names = match own.is_some_and(|own| own.retired) {
+            true => 0,
+            false => 2 + i64::from(state.subdirectories) + subdirectories,
+        };
+        let entries = state.names.len() as i64 + self.entries_added;
+        (u64::try_from(entries).unwrap_or(0), u32::try_from(names).unwrap_or(0))
     }
 
     /// Ends the batch being collected: its number and changes. A next one begins.

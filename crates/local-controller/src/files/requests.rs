@@ -35,7 +35,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::access::{OwnedGroup, own_refusal, place_refusal, write_refusal};
-use super::batch::Directory;
+use super::batch::{Directory, Losses};
 use super::checks::{bad, check_directory_layout, check_layout};
 use super::file::FileDevices;
 use super::joint::Joints;
@@ -63,6 +63,7 @@ pub struct Files {
     pub(super) joints: Joints,
     pub(super) locks: Locks,
     pub(super) uses: Uses,
+    losses: RefCell<Losses>,
     /// It is a mount's LCC.
     pub(super) is_mount: bool,
     peers: RefCell<BTreeMap<(SocketAddr, u8), Client<LccService>>>,
@@ -138,10 +139,10 @@ impl Handler<LccService> for Served {
         Ok(match hello.peer {
             Peer::Client { random, server } => {
                 let caller = server.map_or(Caller::Client(random), Caller::Mount);
-                Asker { caller, session: random }
+                Asker { caller, session: random, is_ahead: false }
             }
             Peer::Server { .. } => Asker::SERVER,
-            Peer::Unknown => Asker { caller: Caller::Client(0), session: 0 },
+            Peer::Unknown => Asker { caller: Caller::Client(0), session: 0, is_ahead: false },
         })
     }
 
@@ -179,6 +180,7 @@ impl Files {
             locks: Locks::default(),
             joints: Joints::default(),
             uses: Uses::default(),
+            losses: RefCell::default(),
             is_mount,
             peers: RefCell::default(),
             random,
@@ -195,6 +197,20 @@ impl Files {
     pub(super) fn new_operation(&self) -> OperationId {
         self.counter.set(self.counter.get() + 1);
         OperationId { client: self.random, counter: self.counter.get() }
+    }
+
+    /// From now on this is told of changes that were answered ahead and are lost.
+    pub fn set_losses(&self, losses: Losses) {
+        *self.losses.borrow_mut() = losses;
+    }
+
+    /// Waits until all that was answered is decided, or known to be lost: nothing new is asked. Source:
+    /// W-9.
+    pub(crate) async fn ahead_decided(&self) {
+        for directory in self.all() {
+            // What was lost is told by the next sync.
+            let _ = directory.all_decided().await;
+        }
     }
 
     /// Its LCC.
@@ -227,7 +243,7 @@ impl Files {
             | LccRequest::Status => None,
         };
         group.iter().for_each(|device| braid_terms::panic_at(*device));
-        let Asker { caller, session } = asker;
+        let Asker { caller, session, .. } = asker;
         let _under_way = match group {
             Some(group) => Some(self.enter(group, caller).await?),
             None => None,
@@ -239,7 +255,7 @@ impl Files {
                 return Ok((Answer { reply, written }, payload));
             }
             LccRequest::Directory { layout, op } => {
-                let (reply, written) = self.directory_change(session, &layout, op).await?;
+                let (reply, written) = self.directory_change(asker, &layout, op).await?;
                 return Ok((Answer { reply, written }, Payload::empty()));
             }
             LccRequest::Choose { data_type, question } => {
@@ -311,18 +327,20 @@ impl Files {
         layout: &GroupLayout,
         op: DirectoryOp,
     ) -> Result<LccReply, LccRefusal> {
-        self.directory_change(session, layout, op).await.map(|(reply, _)| reply)
+        let asker = Asker { session, ..Asker::SERVER };
+        self.directory_change(asker, layout, op).await.map(|(reply, _)| reply)
     }
 
     /// An operation on a directory, and the mark at which it is decided if it is a change. What is
     /// before the first wait happens in the order of the calls, if the directory is in memory.
     async fn directory_change(
         self: &Rc<Self>,
-        session: Session,
+        asker: Asker,
         layout: &GroupLayout,
         mut op: DirectoryOp,
     ) -> Result<(LccReply, Option<WriteNumber>), LccRefusal> {
         check_directory_layout(layout)?;
+        let session = asker.session;
         tracing::trace!(directory = %layout.group(), ?op, "asked");
         if let DirectoryOp::Rename { target, .. } = &mut op {
             target.take_if(|target| target.group() == layout.group());
@@ -340,6 +358,7 @@ impl Files {
         let reply = match op {
             DirectoryOp::Sync { written } => {
                 directory.group().0.check_written(&written).map_err(write_refusal)?;
+                directory.all_decided().await?;
                 self.all_settled(&directory).await?;
                 directory.sync().await
             }
@@ -363,7 +382,11 @@ impl Files {
                 let held = self.hold_open(session, layout.group(), &directory, &op).await?;
                 // Of the group that the directory was read under: a later one has other numbers.
                 let group = directory.group().0.clone();
-                let changed = self.change(directory.clone(), op, around).await;
+                let is_ahead = asker.is_ahead
+                    && asker.caller == Caller::Here
+                    && !self.lcc.caches.is_watched_by_others(layout.group(), session);
+                let losses = is_ahead.then(|| self.losses.borrow().clone());
+                let changed = self.change(directory.clone(), op, around, losses).await;
                 if let (Some(id), Err(_)) = (held, &changed) {
                     self.let_go(layout.group(), &directory, id).await;
                 }
@@ -400,7 +423,10 @@ impl Files {
             op => {
                 self.look_is_settled(&directory, &op).await?;
                 self.before_look(layout.group(), session, &directory, &op).await;
-                let seen = directory.look(&op);
+                let seen = match asker.caller {
+                    Caller::Here => directory.look_ahead(&op).await,
+                    _ => directory.look_decided(&op).await,
+                };
                 // Only what the directory says may be kept, not that it cannot say anything.
                 let says = matches!(seen, Ok(_) | Err(LccRefusal::NotFound));
                 if says && self.lcc.caches.grant(layout.group(), session) {
@@ -485,7 +511,7 @@ impl Files {
         let changes = AttributeChanges { nlink: change, ..AttributeChanges::default() };
         let op = DirectoryOp::SetAttributes { operation, id, changes, stable: false };
         let around = Circumstances { now: self.now(), new_id: DeviceId(0), session: 0 };
-        self.change(directory.clone(), op, around).await.map(drop)
+        self.change(directory.clone(), op, around, None).await.map(drop)
     }
 
     /// Files that were held for who is gone, or has closed them. Source: N-4.

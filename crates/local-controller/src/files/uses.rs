@@ -51,11 +51,13 @@ pub struct Asker {
     pub caller: Caller,
     /// The client process, 0 for others. Source: N-1.
     pub session: Session,
+    /// It takes an answer that is not decided yet. Source: W-9.
+    pub is_ahead: bool,
 }
 
 impl Asker {
     /// A role of a server.
-    pub const SERVER: Self = Self { caller: Caller::Server, session: 0 };
+    pub const SERVER: Self = Self { caller: Caller::Server, session: 0, is_ahead: false };
 }
 
 /// To whom a group is to go.

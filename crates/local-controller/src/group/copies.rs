@@ -22,7 +22,6 @@ use std::rc::Rc;
 
 use braid_terms::{Fact, FactKind, FactNumber, ServerId, WriteNumber, planted, sometimes};
 use braid_wire::io::{ENDS_MAX, RecordKind};
-use bytes::Bytes;
 
 use super::images::Images;
 use super::loss::is_lost;
@@ -92,17 +91,15 @@ impl Group {
     pub(crate) async fn lay(
         self: &Rc<Self>,
         (fact, number): (FactNumber, WriteNumber),
-        at: u64,
-        bytes: Bytes,
+        writes: Vec<DeviceWrite>,
     ) -> Result<Laid, WriteError> {
         let is_open = self.state.borrow().copies.iter().any(|(open, _)| *open == fact);
         if !is_open && !planted!("W-13/laid-without-its-fact") {
             sometimes!("W-13: a local copy was in conflict");
             return Ok(Laid::Conflict);
         }
-        tracing::info!(group = %self.layout.group(), %number, at, "laid from a local journal");
+        tracing::info!(group = %self.layout.group(), %number, "laid from a local journal");
         sometimes!("W-13: a local copy was laid");
-        let writes = vec![DeviceWrite { device_index: 0, at, bytes }];
         self.write(GroupWrite { writes, ..GroupWrite::default() }).await?;
         let mut state = self.state.borrow_mut();
         if number.grant < self.grant {
@@ -171,10 +168,10 @@ impl Group {
         let mut conflicts = Vec::new();
         for kept in &lost {
             let copy = &kept.copy;
-            let bytes = lcc.local.bytes_of(kept).map_err(|error| {
+            let writes = lcc.local.writes_of(kept).map_err(|error| {
                 WriteError::Unavailable(format!("the local journal cannot be read: {error}"))
             })?;
-            if self.lay((copy.fact, copy.number), copy.at, bytes).await? == Laid::Conflict {
+            if self.lay((copy.fact, copy.number), writes).await? == Laid::Conflict {
                 conflicts.push(copy.number);
             }
         }

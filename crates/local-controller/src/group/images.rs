@@ -111,12 +111,12 @@ pub fn rows_of(geometry: &Geometry, range: Range<u64>) -> Range<u64> {
     first.start / BLOCK..last.end.div_ceil(BLOCK)
 }
 
-/// The runs of rows of `rows` that must be read before `range` is written: some of their bytes below
-/// `length` are not written.
+/// The runs of rows of `rows` that must be read before `ranges` are written: some of their bytes below
+/// `length` are not written. Ranges are in order, and no two meet.
 #[must_use]
 pub fn rows_to_read(
     geometry: &Geometry,
-    range: &Range<u64>,
+    ranges: &[Range<u64>],
     rows: Range<u64>,
     length: u64,
 ) -> Vec<Range<u64>> {
@@ -125,7 +125,9 @@ pub fn rows_to_read(
         let needed = (0..geometry.data()).any(|unit| {
             chunks(geometry, unit, row).any(|(_, at, size)| {
                 let end = (at + size).min(length);
-                at < end && !(range.start <= at && end <= range.end)
+                let behind = ranges.partition_point(|range| range.start <= at);
+                let is_new = behind.checked_sub(1).is_some_and(|last| end <= ranges[last].end);
+                at < end && !is_new
             })
         });
         if needed {
@@ -214,13 +216,13 @@ impl<'a> Builder<'a> {
     }
 
     /// Rows from row buffers: `units` are the k data units' bytes of the rows, old where not new;
-    /// `range` tells the new device bytes.
+    /// `ranges` tell the new device bytes, in order.
     pub fn rows(
         &mut self,
         device_index: u8,
         rows: &Range<u64>,
         units: Vec<Vec<u8>>,
-        range: &Range<u64>,
+        ranges: &[Range<u64>],
     ) {
         let (k, m) = (self.geometry.data(), self.geometry.parity());
         let size = units[0].len();
@@ -233,8 +235,10 @@ impl<'a> Builder<'a> {
         for (unit, bytes) in units.into_iter().enumerate() {
             let bytes = Bytes::from(bytes);
             let changed = |row: &u64| {
-                chunks(self.geometry, unit, *row)
-                    .any(|(_, at, size)| at < range.end && range.start < at + size)
+                chunks(self.geometry, unit, *row).any(|(_, at, size)| {
+                    let behind = ranges.partition_point(|range| range.start < at + size);
+                    behind.checked_sub(1).is_some_and(|last| at < ranges[last].end)
+                })
             };
             for run in runs(rows.clone().filter(changed)) {
                 self.push(unit..unit + 1, device_index, rows.start, &run, &bytes);
@@ -322,13 +326,16 @@ mod tests {
     fn only_rows_with_other_old_bytes_are_read() {
         let four = geometry("rs/4+2", 65536);
         // A new file: nothing is below its length.
-        assert!(rows_to_read(&four, &(0..5000), 0..2, 0).is_empty());
+        assert!(rows_to_read(&four, &[0..5000], 0..2, 0).is_empty());
         // An append within a block reads that block's row.
-        assert_eq!(rows_to_read(&four, &(5000..6000), 1..2, 5000), vec![1..2]);
+        assert_eq!(rows_to_read(&four, &[5000..6000], 1..2, 5000), vec![1..2]);
         // The whole file is overwritten.
-        assert!(rows_to_read(&four, &(0..6000), 0..2, 5000).is_empty());
+        assert!(rows_to_read(&four, &[0..6000], 0..2, 5000).is_empty());
         // The same rows of other units hold old bytes.
-        assert_eq!(rows_to_read(&four, &(0..8192), 0..2, 200_000), vec![0..2]);
+        assert_eq!(rows_to_read(&four, &[0..8192], 0..2, 200_000), vec![0..2]);
+        let row = [0..4096, 65536..69632, 131_072..135_168, 196_608..200_704];
+        assert!(rows_to_read(&four, &row, 0..1, 300_000).is_empty(), "all units of a row");
+        assert_eq!(rows_to_read(&four, &row[1..], 0..1, 300_000), vec![0..1]);
     }
 
     #[test] // Proves: G-9.

@@ -95,9 +95,9 @@ impl Group {
     /// Errors: `WriteError`.
     pub async fn write_local(
         self: &Rc<Self>,
-        write: DeviceWrite,
+        writes: Vec<DeviceWrite>,
     ) -> Result<(WriteNumber, u64), WriteError> {
-        let change = GroupWrite { writes: vec![write.clone()], ..GroupWrite::default() };
+        let change = GroupWrite { writes: writes.clone(), ..GroupWrite::default() };
         let (number, mut decided) = self.begin(change).await?;
         let length = {
             let mut state = self.state.borrow_mut();
@@ -105,7 +105,7 @@ impl Group {
             state.lengths[0]
         };
         let lcc = self.lcc().map_err(|_| WriteError::OutcomeUnknown)?;
-        if self.keep(&lcc, number, &write).await.is_err() {
+        if self.keep(&lcc, number, &writes).await.is_err() {
             sometimes!("W-13: a local journal did not take a write");
             self.state.borrow_mut().ahead.remove(&number);
             self.decided(number, decided).await?;
@@ -123,7 +123,7 @@ impl Group {
         self: &Rc<Self>,
         lcc: &Rc<Lcc>,
         number: WriteNumber,
-        write: &DeviceWrite,
+        writes: &[DeviceWrite],
     ) -> Result<(), NotKept> {
         if !lcc.local.is_usable() {
             return Err(NotKept);
@@ -134,7 +134,12 @@ impl Group {
             false => self.local_fact(lcc).await.ok_or(NotKept)?,
         };
         let (layout, home) = (self.layout.clone(), self.home.get());
-        lcc.local.keep(Copy { fact, number, layout, home, at: write.at }, &write.bytes).await?;
+        let part = |write: &DeviceWrite| {
+            (write.at, u32::try_from(write.bytes.len()).expect("a request has at most 4 MiB"))
+        };
+        let parts = writes.iter().map(part).collect();
+        let bytes: Vec<&[u8]> = writes.iter().map(|write| &write.bytes[..]).collect();
+        lcc.local.keep(Copy { fact, number, layout, home, parts }, &bytes).await?;
         self.state.borrow_mut().local.used = Instant::now();
         // The cluster may have been faster.
         self.settle_local(lcc, &self.state.borrow());

@@ -15,6 +15,7 @@
 //! W-1 to W-5, W-9, F-2.
 
 mod ahead;
+mod build;
 mod clean;
 mod copies;
 mod heal;

@@ -109,6 +109,31 @@ impl Group {
         Ok(runs.into_values().map(|run| run.bytes).collect())
     }
 
+    /// The k data units' bytes of many runs of rows, each with its device; by one request to each slot
+    /// where nothing is missing. The caller holds their locks.
+    pub(crate) async fn read_many(
+        self: &Rc<Self>,
+        runs: &[(u8, Range<u64>)],
+    ) -> Result<Vec<Vec<Bytes>>, ReadError> {
+        if 1 < runs.len() {
+            let units = 0..self.geometry.data();
+            let reads = units.map(|unit| self.read_slot_many(self.geometry.slot(unit), runs));
+            let read = futures_util::future::join_all(reads).await;
+            let read: Vec<_> = read.into_iter().collect::<Result<_, _>>()?;
+            if let Ok(of_units) = read.into_iter().collect::<Result<Vec<Vec<Run>>, Miss>>() {
+                let of_run =
+                    |index: usize| of_units.iter().map(|runs| runs[index].bytes.clone()).collect();
+                return Ok((0..runs.len()).map(of_run).collect());
+            }
+        }
+        // What one slot does not give is computed.
+        let mut all = Vec::with_capacity(runs.len());
+        for (device_index, rows) in runs {
+            all.push(self.read_rows(*device_index, rows.clone()).await?);
+        }
+        Ok(all)
+    }
+
     /// Blocks of one unit, computed from others: for the rebuild of its slot. The caller holds the
     /// rows' lock.
     pub(crate) async fn compute_unit(
@@ -294,7 +319,17 @@ impl Group {
         slot: PortionIndex,
         rows: Range<u64>,
     ) -> Result<Result<Run, Miss>, ReadError> {
-        let count = (rows.end - rows.start) as usize;
+        let read = self.read_slot_many(slot, &[(device_index, rows)]).await?;
+        Ok(read.map(|mut runs| runs.pop().expect("one was asked for")))
+    }
+
+    /// Runs of rows, each with its device, of one slot. `Bad` tells blocks of the first bad run.
+    async fn read_slot_many(
+        self: &Rc<Self>,
+        slot: PortionIndex,
+        runs: &[(u8, Range<u64>)],
+    ) -> Result<Result<Vec<Run>, Miss>, ReadError> {
+        let count = |rows: &Range<u64>| (rows.end - rows.start) as usize;
         for _ in 0..READ_TRIES {
             self.touch(slot).await;
             let (up, decided, unknown) = {
@@ -328,21 +363,29 @@ impl Group {
             };
             if unknown {
                 // Nothing was ever written there.
-                return Ok(Ok(Run { first: rows.start, bytes: zeros(count) }));
+                let zeros = |(_, rows): &(u8, Range<u64>)| Run {
+                    first: rows.start,
+                    bytes: zeros(count(rows)),
+                };
+                return Ok(Ok(runs.iter().map(zeros).collect()));
             }
             let Some(up) = up else {
                 self.open_or_wait(slot).await;
                 continue;
             };
-            let range = BlockRange { device_index, first: rows.start, count: count as u64 };
+            let range = |(device_index, rows): &(u8, Range<u64>)| BlockRange {
+                device_index: *device_index,
+                first: rows.start,
+                count: rows.end - rows.start,
+            };
             let request = IoRequest::Read(Box::new(Read {
                 fence: self.fence(slot, &up),
                 decided,
-                ranges: vec![range],
+                ranges: runs.iter().map(range).collect(),
             }));
             match up.client.call(&request, Payload::empty(), CALL_WAIT).await {
                 Ok((Ok(IoReply::Blocks { crcs }), payload)) => {
-                    return Ok(verify(rows.start, count, &crcs, payload));
+                    return Ok(verify_all(runs, &crcs, payload));
                 }
                 Ok((Err(IoRefusal::Fenced { .. }), _)) => {
                     self.kill(Dead::LostOwnership);
@@ -350,7 +393,7 @@ impl Group {
                 }
                 Ok((Err(IoRefusal::Unreadable { reason }), _)) => {
                     tracing::warn!(group = %self.layout.group(), %slot, %reason, "cannot be read");
-                    return Ok(Err(Miss::Bad(rows.collect())));
+                    return Ok(Err(Miss::Bad(runs[0].1.clone().collect())));
                 }
                 answer => {
                     tracing::debug!(group = %self.layout.group(), %slot, ?answer, "no blocks");
@@ -403,6 +446,28 @@ impl Group {
         let valid = self.lcc().is_ok_and(|lcc| lcc.lease_valid());
         if alive && valid { Ok(()) } else { Err(ReadError::LostOwnership) }
     }
+}
+
+/// The answer to a request for several runs.
+fn verify_all(
+    runs: &[(u8, Range<u64>)],
+    crcs: &[Option<u32>],
+    payload: Bytes,
+) -> Result<Vec<Run>, Miss> {
+    if let [(_, rows)] = runs {
+        let count = (rows.end - rows.start) as usize;
+        return verify(rows.start, count, crcs, payload).map(|run| vec![run]);
+    }
+    let (mut crcs, mut payload, mut all) = (crcs, payload, Vec::with_capacity(runs.len()));
+    for (_, rows) in runs {
+        let count = (rows.end - rows.start) as usize;
+        let (own, rest) = crcs.split_at_checked(count).unwrap_or((crcs, &[]));
+        let bytes = own.iter().flatten().count() * BLOCK_SIZE;
+        let own_bytes = payload.split_to(bytes.min(payload.len()));
+        all.push(verify(rows.start, count, own, own_bytes)?);
+        crcs = rest;
+    }
+    Ok(all)
 }
 
 fn verify(first: u64, count: usize, crcs: &[Option<u32>], payload: Bytes) -> Result<Run, Miss> {

@@ -32,6 +32,7 @@ impl Rows {
 
 struct Lock {
     id: u64,
+    /// In order, and no two meet.
     rows: Vec<Rows>,
     shared: bool,
     /// Waits while it is there.
@@ -41,8 +42,43 @@ struct Lock {
 impl Lock {
     fn conflicts(&self, other: &Self) -> bool {
         let exclusive = !(self.shared && other.shared);
-        exclusive && self.rows.iter().any(|rows| other.rows.iter().any(|o| rows.meets(o)))
+        exclusive && any_meet(&self.rows, &other.rows)
     }
+}
+
+/// Whether any of these rows are in both, which are in order.
+fn any_meet(mut one: &[Rows], mut other: &[Rows]) -> bool {
+    while let ([a, rest_of_one @ ..], [b, rest_of_other @ ..]) = (one, other) {
+        if a.meets(b) {
+            return true;
+        }
+        if (a.device_index, a.range.end) <= (b.device_index, b.range.end) {
+            one = rest_of_one;
+        } else {
+            other = rest_of_other;
+        }
+    }
+    false
+}
+
+/// In order, and joined where they meet.
+fn in_order(mut rows: Vec<Rows>) -> Vec<Rows> {
+    if rows.len() < 2 {
+        return rows;
+    }
+    rows.sort_by_key(|rows| (rows.device_index, rows.range.start));
+    let mut joined: Vec<Rows> = Vec::with_capacity(rows.len());
+    for rows in rows {
+        match joined.last_mut() {
+            Some(last)
+                if last.device_index == rows.device_index && rows.range.start <= last.range.end =>
+            {
+                last.range.end = last.range.end.max(rows.range.end);
+            }
+            _ => joined.push(rows),
+        }
+    }
+    joined
 }
 
 /// All locks of a group, in the order in which they were asked for.
@@ -69,7 +105,7 @@ impl RowLocks {
             let mut locks = self.locks.borrow_mut();
             locks.0 += 1;
             let id = locks.0;
-            let lock = Lock { id, rows, shared, granted: Some(granted) };
+            let lock = Lock { id, rows: in_order(rows), shared, granted: Some(granted) };
             locks.1.push_back(lock);
             let last = locks.1.len() - 1;
             grant(&mut locks.1, last);
@@ -137,6 +173,31 @@ mod tests {
         assert!(reader.as_mut().now_or_never().is_none());
         drop(second);
         assert!(reader.now_or_never().is_some());
+    }
+
+    #[test] // Proves: W-11.
+    fn locks_of_many_rows_meet_as_each_of_their_rows_does() {
+        let mut state = 7_u64;
+        let mut next = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % below
+        };
+        for _ in 0..2000 {
+            let mut some = || -> Vec<Rows> {
+                let one = |device_index, start, length| Rows {
+                    device_index,
+                    range: start..start + length,
+                };
+                let count = next(5);
+                (0..count).map(|_| one(next(2) as u8, next(30), next(4))).collect()
+            };
+            let (one, other) = (some(), some());
+            let expected = one.iter().any(|rows| other.iter().any(|o| rows.meets(o)));
+            let is_empty = |rows: &Rows| rows.range.is_empty();
+            if !one.iter().chain(&other).any(is_empty) {
+                assert_eq!(any_meet(&in_order(one), &in_order(other)), expected);
+            }
+        }
     }
 
     #[test] // Proves: W-12.

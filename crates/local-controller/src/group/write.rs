@@ -9,13 +9,10 @@
 //! W-1 to W-5, W-8, W-9, S-4.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use braid_terms::{
-    BLOCK_SIZE, Incarnation, JournalPosition, PortionIndex, WriteNumber, planted, sometimes,
-};
+use braid_terms::{Incarnation, JournalPosition, PortionIndex, WriteNumber, planted, sometimes};
 use braid_wire::io::{
     Create, Fence, GroupMarks, IoRefusal, IoReply, IoRequest, Participant, Prepare, Record,
     RecordKind,
@@ -25,7 +22,7 @@ use braid_wire::rpc::CallError;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::images::{Builder, Images, chunks, rows_of, rows_to_read, sections, slot_bit};
+use super::images::{Images, rows_of, slot_bit};
 use super::row_locks::Rows;
 use super::{
     Condition, Dead, Group, GroupWrite, Link, Part, Pending, SlotChange, Unstable, WriteError,
@@ -242,69 +239,6 @@ impl Group {
             lengths[usize::from(*device_index)] = *length;
         }
         lengths
-    }
-
-    async fn build(self: &Rc<Self>, change: &GroupWrite) -> Result<Images, WriteError> {
-        let mut builder = Builder::new(&self.geometry, &self.code);
-        for write in change.writes.iter().filter(|write| !write.bytes.is_empty()) {
-            let device_index = write.device_index;
-            let length = self.state.borrow().lengths[usize::from(device_index)];
-            let range = write.at..write.at + write.bytes.len() as u64;
-            for section in sections(&self.geometry, range) {
-                let from = (section.range.start - write.at) as usize;
-                let to = (section.range.end - write.at) as usize;
-                let bytes = write.bytes.slice(from..to);
-                if section.whole {
-                    builder.whole(device_index, section.range.start, &bytes);
-                } else {
-                    let rows = rows_of(&self.geometry, section.range.clone());
-                    let units = self
-                        .row_buffers(device_index, &section.range, &rows, length, &bytes)
-                        .await?;
-                    builder.rows(device_index, &rows, units, &section.range);
-                }
-            }
-        }
-        for (device_index, range) in &change.punches {
-            assert_eq!(self.punchable(range.clone()), *range, "whole rows are punched");
-            builder.punch(*device_index, &rows_of(&self.geometry, range.clone()));
-        }
-        Ok(builder.finish())
-    }
-
-    /// The k data units' bytes of some rows: what is stored where it stays, the new bytes over it.
-    async fn row_buffers(
-        self: &Rc<Self>,
-        device_index: u8,
-        range: &Range<u64>,
-        rows: &Range<u64>,
-        length: u64,
-        bytes: &[u8],
-    ) -> Result<Vec<Vec<u8>>, WriteError> {
-        let size = (rows.end - rows.start) as usize * BLOCK_SIZE;
-        let mut units = vec![vec![0_u8; size]; self.geometry.data()];
-        for run in rows_to_read(&self.geometry, range, rows.clone(), length) {
-            let old = self.read_rows(device_index, run.clone()).await?;
-            let from = (run.start - rows.start) as usize * BLOCK_SIZE;
-            for (unit, old) in units.iter_mut().zip(old) {
-                unit[from..from + old.len()].copy_from_slice(&old);
-            }
-        }
-        for (unit, buffer) in units.iter_mut().enumerate() {
-            for (index, row) in rows.clone().enumerate() {
-                for (place, at, size) in chunks(&self.geometry, unit, row) {
-                    let start = at.max(range.start);
-                    let end = (at + size).min(range.end);
-                    if start < end {
-                        let to = index * BLOCK_SIZE + place + (start - at) as usize;
-                        let count = (end - start) as usize;
-                        let from = (start - range.start) as usize;
-                        buffer[to..to + count].copy_from_slice(&bytes[from..from + count]);
-                    }
-                }
-            }
-        }
-        Ok(units)
     }
 
     /// Waits while a withdrawal is under way.

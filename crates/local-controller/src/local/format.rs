@@ -36,8 +36,17 @@ pub struct Copy {
     pub layout: GroupLayout,
     /// Home of the file, for the portions' headers. Source: F-9.
     pub home: DeviceId,
-    /// First device byte.
-    pub at: u64,
+    /// Where each part of the bytes begins in the device, and its length.
+    pub parts: Vec<(u64, u32)>,
+}
+
+impl Copy {
+    /// Whether its parts are these bytes, and within a device.
+    fn fits(&self, length: u32) -> bool {
+        let sum: u64 = self.parts.iter().map(|(_, size)| u64::from(*size)).sum();
+        let is_within = |(at, size): &(u64, u32)| at.checked_add(u64::from(*size)).is_some();
+        sum == u64::from(length) && self.parts.iter().all(is_within)
+    }
 }
 
 /// A record as found.
@@ -88,11 +97,13 @@ pub fn segment_head(identity: Identity, segment: u64) -> Vec<u8> {
 /// A record without its bytes, which follow it, and zeros up to a multiple of 8 behind them. `synced`:
 /// up to where the file is on the medium. Gives the CRC-32C of the bytes too.
 #[must_use]
-pub fn record(copy: &Copy, bytes: &[u8], segment: u64, synced: u64) -> (Vec<u8>, u32) {
+pub fn record(copy: &Copy, bytes: &[&[u8]], segment: u64, synced: u64) -> (Vec<u8>, u32) {
     let body = postcard::to_stdvec(copy).expect("a record can be encoded");
-    let length = u32::try_from(bytes.len()).expect("a request has at most 4 MiB");
+    let length: usize = bytes.iter().map(|piece| piece.len()).sum();
+    let length = u32::try_from(length).expect("a request has at most 4 MiB");
+    assert!(copy.fits(length), "the parts are the bytes");
     let body_length = u32::try_from(body.len()).expect("a layout is short");
-    let crc = crc32c_of(&[bytes]);
+    let crc = crc32c_of(bytes);
     let mut rest = Vec::with_capacity(RECORD_HEAD + body.len() + 8);
     rest.extend_from_slice(&body_length.to_le_bytes());
     rest.extend_from_slice(&length.to_le_bytes());
@@ -167,6 +178,9 @@ fn record_at(file: &[u8], at: usize, segment: u64) -> Option<(Option<Found>, usi
     }
     let copy: Copy = postcard::from_bytes(file.get(body_at..body_at + body_length)?).ok()?;
     copy.layout.check().ok()?;
+    if !copy.fits(length) {
+        return None;
+    }
     let end = bytes_at.checked_add(usize::try_from(length).ok()?)?;
     let bytes = file.get(bytes_at..end).filter(|bytes| crc32c_of(&[bytes]) == bytes_crc);
     let found = bytes.map(|_| Found { copy, bytes_at: bytes_at as u64, length, crc: bytes_crc });
@@ -194,7 +208,7 @@ mod tests {
 
     const IDENTITY: Identity = Identity { cluster: ClusterId(77), server: ServerId(4) };
 
-    fn copy(sequence: u64) -> Copy {
+    fn copy(sequence: u64, length: u32) -> Copy {
         Copy {
             fact: FactNumber(9),
             number: WriteNumber { grant: GrantNumber { term: 1, counter: 2 }, sequence },
@@ -206,7 +220,7 @@ mod tests {
                 disks: vec![DiskId(1), DiskId(2)],
             },
             home: DeviceId(3),
-            at: 10 * sequence,
+            parts: vec![(10 * sequence, 1), (1000, length - 1)],
         }
     }
 
@@ -217,7 +231,8 @@ mod tests {
         for (bytes, sequence) in records.iter().zip(1..) {
             places.push(file.len());
             let synced = if is_synced { file.len() as u64 } else { 0 };
-            let (head, _) = record(&copy(sequence), bytes, 5, synced);
+            let length = u32::try_from(bytes.len()).expect("a short one");
+            let (head, _) = record(&copy(sequence, length), &[bytes], 5, synced);
             file.extend_from_slice(&head);
             file.extend_from_slice(bytes);
             file.extend_from_slice(padding(bytes.len()));
@@ -238,7 +253,7 @@ mod tests {
         let found = &parsed.records[1];
         let from = usize::try_from(found.bytes_at).expect("a short file");
         assert_eq!(&file[from..from + found.length as usize], b"twelve bytes");
-        assert_eq!(found.copy, copy(2));
+        assert_eq!(found.copy, copy(2, 12));
     }
 
     #[test] // Proves: W-13, S-3.

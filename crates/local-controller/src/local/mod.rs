@@ -30,6 +30,7 @@ use braid_terms::{DeviceId, FactNumber, GrantNumber, WriteNumber, planted};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::DeviceWrite;
 pub(crate) use format::{Copy, Identity};
 use format::{SEGMENT_HEAD, crc32c_of, padding, parse, record, segment_head};
 
@@ -81,7 +82,8 @@ pub(crate) struct Kept {
 impl Kept {
     /// The device byte behind its last one.
     pub fn end(&self) -> u64 {
-        self.copy.at + u64::from(self.length)
+        let ends = self.copy.parts.iter().map(|(at, size)| at + u64::from(*size));
+        ends.max().unwrap_or(0)
     }
 }
 
@@ -197,7 +199,7 @@ impl LocalJournal {
     /// Keeps a write; returns when it is on the medium.
     ///
     /// Errors: `NotKept`.
-    pub async fn keep(&self, copy: Copy, bytes: &Bytes) -> Result<(), NotKept> {
+    pub async fn keep(&self, copy: Copy, bytes: &[&[u8]]) -> Result<(), NotKept> {
         let (segment, end) = match self.append(copy, bytes) {
             Ok(appended) => appended,
             Err(error) => {
@@ -215,28 +217,30 @@ impl LocalJournal {
         kept
     }
 
-    fn append(&self, copy: Copy, bytes: &Bytes) -> io::Result<(Rc<Segment>, u64)> {
+    fn append(&self, copy: Copy, bytes: &[&[u8]]) -> io::Result<(Rc<Segment>, u64)> {
+        let size = bytes.iter().map(|piece| piece.len()).sum();
         let full = || io::Error::from(io::ErrorKind::StorageFull);
         let mut state = self.state.borrow_mut();
-        if state.has_failed || BYTES_MAX < state.bytes + bytes.len() {
+        if state.has_failed || BYTES_MAX < state.bytes + size {
             return Err(full());
         }
         let segment = self.segment(&mut state)?;
         let at = segment.end.get();
         let (head, crc) = record(&copy, bytes, segment.number, segment.synced.get());
-        if let Err(error) =
-            segment.file.write_at(&[&head[..], &bytes[..], padding(bytes.len())], at)
-        {
+        let mut pieces = vec![&head[..]];
+        pieces.extend_from_slice(bytes);
+        pieces.push(padding(size));
+        if let Err(error) = segment.file.write_at(&pieces, at) {
             // Its rests must not stand behind a later record.
             state.current = None;
             return Err(error);
         }
         let bytes_at = at + head.len() as u64;
-        segment.end.set(bytes_at + bytes.len().next_multiple_of(8) as u64);
-        let length = u32::try_from(bytes.len()).expect("a request has at most 4 MiB");
+        segment.end.set(bytes_at + size.next_multiple_of(8) as u64);
+        let length = u32::try_from(size).expect("a request has at most 4 MiB");
         let path = segment.path.clone();
         *state.needed.entry(path.clone()).or_default() += 1;
-        state.bytes += bytes.len();
+        state.bytes += size;
         let kept = state.kept.entry(copy.layout.group()).or_default();
         kept.push(Kept { copy, is_conflict: false, path, bytes_at, length, crc });
         Ok((segment.clone(), segment.end.get()))
@@ -283,6 +287,18 @@ impl LocalJournal {
             return Err(io::ErrorKind::InvalidData.into());
         }
         Ok(bytes.into())
+    }
+
+    /// The writes of a record.
+    ///
+    /// Errors: as `bytes_of`.
+    pub fn writes_of(&self, kept: &Kept) -> io::Result<Vec<DeviceWrite>> {
+        let mut rest = self.bytes_of(kept)?;
+        let part = |(at, size): &(u64, u32)| {
+            let bytes = rest.split_to(*size as usize);
+            DeviceWrite { device_index: 0, at: *at, bytes }
+        };
+        Ok(kept.copy.parts.iter().map(part).collect())
     }
 
     /// What is kept of a device, in the order of its numbers, conflicts too.
