@@ -448,6 +448,23 @@ impl Script {
         self.write_with(AckMode::Local, server, device, (at, bytes)).await
     }
 
+    /// The same with several parts, each one block of equal bytes.
+    pub async fn write_many_local(
+        &self,
+        server: u32,
+        device: &GroupLayout,
+        parts: &[(u64, u8)],
+    ) -> Result<DeviceLength, Failed> {
+        let bytes = parts.iter().flat_map(|(_, byte)| block(*byte)).collect();
+        let parts = parts.iter().map(|(at, _)| (*at, BLOCK_SIZE as u32)).collect();
+        let (home, ack) = (device.group(), AckMode::Local);
+        let op = FileOp::WriteMany { parts, home, fresh: true, ack };
+        match self.file(server, device, op, bytes).await? {
+            (LccReply::Written { length, .. }, _) => Ok(length),
+            (reply, _) => panic!("a write is answered with {reply:?}"),
+        }
+    }
+
     /// The same in a task of its own.
     #[must_use]
     pub fn begin_local(

@@ -139,6 +139,25 @@ fn what_a_local_journal_has_is_laid_before_its_owner_serves_again() {
     });
 }
 
+/// A write of several parts is one record: all of it is laid, also where one part is laid over another.
+#[test] // Proves: W-13.
+fn all_parts_of_a_write_are_laid() {
+    Script::run(105, 5, "raid5/2+1", async |script| {
+        let device = device_of(&script, &[1, 2, 3, 4]).await;
+        let held = script.hold(|seen| is_prepare_of(seen, 4));
+        let parts = [(0, 7), (3 * BLOCK, 8), (0, 9)];
+        let answered = script.write_many_local(4, &device, &parts).await;
+        let answered = answered.expect("answered from the local journal").number;
+        script.cluster.kill(4, Role::Lc);
+        is_read_only(&script, &device, &[1, 2, 3, 4], answered).await;
+        held.release();
+        script.cluster.start_process(4, Role::Lc);
+        script.no_copies().await;
+        assert_eq!(script.sync_of(5, &device, answered).await, Ok(()));
+        script.check_all_ways(5, &device, &blocks(&[9, 2, 3, 8])).await;
+    });
+}
+
 /// Only the local journal has anything of a device: none of its portions was ever made.
 #[test] // Proves: W-13.
 fn a_device_that_only_a_local_journal_knows_is_made_again() {
