@@ -65,6 +65,8 @@ impl Client {
             lccs: 1,
             threads: Threads::One,
             groups_kept: options.groups_kept,
+            // It has a number only until it ends: nobody would look for what it left.
+            local: None,
             shutdown: shutdown.clone(),
         };
         let (ready, is_ready) = oneshot::channel();

@@ -9,7 +9,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use braid_terms::{AckMode, DataType, GroupLayout, Policy, PolicyQuestion};
+use braid_local_controller::policy::{decides, lccs_for};
+use braid_terms::{AckMode, ClusterMap, DataType, GroupLayout, Policy, PolicyQuestion};
 use braid_wire::lcc::{Chosen, LccReply, LccRequest};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -57,7 +58,7 @@ impl Stock {
     /// A layout that nobody else has.
     pub async fn take(self: &Rc<Self>, question: &PolicyQuestion) -> Result<GroupLayout, Error> {
         let map = self.reach.map().await?;
-        if !map.policies.is_empty() {
+        if map.policies.iter().any(decides) {
             let mut layouts = self.ask(question.clone(), 1).await?;
             return layouts
                 .pop()
@@ -79,7 +80,7 @@ impl Stock {
 
     /// A layout that nobody else has, if one is at hand and no policy depends on the path.
     pub fn take_ready(self: &Rc<Self>) -> Option<GroupLayout> {
-        if self.reach.known_map()?.policies.is_empty() {
+        if !self.reach.known_map()?.policies.iter().any(decides) {
             self.pop().map(|(layout, place)| self.use_up(layout, place))
         } else {
             None
@@ -183,8 +184,9 @@ impl Stock {
 
     async fn ask_any(&self, request: &LccRequest) -> Result<(LccReply, Place), Error> {
         let mut failure = none();
+        let map = self.reach.known_map();
         let others = self.reach.places().len();
-        let others = (0..others).map_while(|_| self.next_place());
+        let others = (0..others).map_while(|_| self.next_place(map.as_deref()));
         for place in self.reach.local().into_iter().chain(others) {
             match self.reach.ask_at(place, request).await {
                 Ok(reply) => return Ok((reply, place)),
@@ -194,8 +196,19 @@ impl Stock {
         Err(failure)
     }
 
-    fn next_place(&self) -> Option<Place> {
+    fn next_place(&self, map: Option<&ClusterMap>) -> Option<Place> {
         let mut places = self.reach.good_places();
+        // Some LCCs are for other data. Source: O-7.
+        if let Some(map) = map.filter(|map| map.policies.iter().any(|of| of.lccs.is_some())) {
+            let count = |address| {
+                let mut servers = map.servers.values();
+                let server = servers.find(|server| server.lc_address == address);
+                server.and_then(|server| u8::try_from(server.lccs.len()).ok()).unwrap_or(1)
+            };
+            places.retain(|(address, index)| {
+                lccs_for(map, count(*address), self.data_type).contains(index)
+            });
+        }
         places.sort_unstable();
         let turn = self.turn.replace(self.turn.get().wrapping_add(1));
         (!places.is_empty()).then(|| places[turn % places.len()])

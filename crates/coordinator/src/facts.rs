@@ -71,7 +71,7 @@ impl FactTable {
                 let slots = layout.check().map_or(0, |()| layout.scheme.portions());
                 (1..=slots).contains(&usize::from(slot.0))
             }
-            FactKind::LocalCopy { group, .. } => group.0 != 0,
+            FactKind::LocalCopy { layout, .. } => layout.check().is_ok(),
         };
         // The group is asked for only of a sound layout.
         let Some(group) = is_sound.then(|| kind.group()).flatten() else {

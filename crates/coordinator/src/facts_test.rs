@@ -128,7 +128,7 @@ fn what_no_lcc_may_record_is_refused() {
     let mut no_devices = layout(1);
     no_devices.devices.clear();
     let bad_layout = FactKind::Suspect {
-        layout: no_devices,
+        layout: no_devices.clone(),
         slot: PortionIndex(1),
         after: WriteNumber::NONE,
         whole: false,
@@ -138,7 +138,7 @@ fn what_no_lcc_may_record_is_refused() {
         bad_layout,
         suspect(0, 1),
         suspect(4, 1),
-        FactKind::LocalCopy { group: DeviceId(0), server: ServerId(1), base: WriteNumber::NONE },
+        FactKind::LocalCopy { layout: no_devices, server: ServerId(1), base: WriteNumber::NONE },
     ];
     for kind in kinds {
         assert_eq!(table.record(X, grant(1), kind), Err(FactRefusal::OtherFact));
@@ -165,7 +165,7 @@ fn a_pending_fact_is_closed_by_its_own_way_only() {
 fn a_local_copy_keeps_its_lowest_base() {
     let mut table = FactTable::default();
     let copy = |sequence| FactKind::LocalCopy {
-        group: DeviceId(7),
+        layout: layout(1),
         server: ServerId(1),
         base: WriteNumber { grant: grant(1), sequence },
     };

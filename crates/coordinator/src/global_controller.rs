@@ -56,6 +56,8 @@ pub struct GlobalController {
     /// The map for which the tables below were looked through.
     map_version: u64,
     lcs: BTreeMap<Incarnation, LcLease>,
+    /// Valid LCCs, and of which LC.
+    lccs: BTreeMap<Incarnation, Incarnation>,
     /// Until when clients may have copies of what owners gave that are gone: a copy lives no longer
     /// than the lease of the LC that gave it. Source: N-1.
     caches_until: Moment,
@@ -134,6 +136,7 @@ impl GlobalController {
             present: now,
             map_version: 0,
             lcs: BTreeMap::new(),
+            lccs: BTreeMap::new(),
             // Of LCs that went in an earlier term nothing is known.
             caches_until: now + lease_at_gc(),
             ios: BTreeMap::new(),
@@ -162,9 +165,17 @@ impl GlobalController {
         }
         self.map_version = map.version;
         let valid: BTreeSet<_> = map.servers.values().filter_map(|server| server.lc).collect();
-        let gone = self.lcs.iter().filter(|(lc, lease)| !valid.contains(lc) && lease.has_copies);
-        let last = gone.map(|(_, lease)| lease.until).max();
+        let lccs = map.servers.values().flat_map(|server| {
+            let lccs = server.lccs.iter().copied().flatten();
+            lccs.filter_map(|lcc| Some((lcc, server.lc?)))
+        });
+        let lccs: BTreeMap<_, _> = lccs.collect();
+        // Copies that an LCC gave end with the lease that its LC had then, also where that lives on.
+        let ended = self.lccs.iter().filter(|(lcc, _)| !lccs.contains_key(lcc));
+        let leases = ended.filter_map(|(_, lc)| self.lcs.get(lc)).filter(|lease| lease.has_copies);
+        let last = leases.map(|lease| lease.until).max();
         self.caches_until = self.caches_until.max(last.unwrap_or_default());
+        self.lccs = lccs;
         self.lcs.retain(|lc, _| valid.contains(lc));
         self.work_cursors.retain(|lc, _| valid.contains(lc));
         for lc in valid {
@@ -182,8 +193,7 @@ impl GlobalController {
             let lease = IoLease { disk, until, bytes_total: 0, bytes_free, scrub, bad };
             self.ios.entry(io).or_insert(lease);
         }
-        let lccs = map.servers.values().flat_map(|server| server.lccs.iter().copied().flatten());
-        let lccs: BTreeSet<_> = lccs.collect();
+        let lccs: BTreeSet<_> = self.lccs.keys().copied().collect();
         self.holders.retain(|_, holding| lccs.contains(&holding.lcc));
         self.given_up.retain(|group| state.range_owner(*group).is_some());
         let pending: BTreeSet<_> = state.facts().pending().collect();

@@ -126,6 +126,26 @@ fn nobody_waits_for_copies_of_an_lc_that_ended_cleanly() {
     assert_eq!(world.gc.caches_left_ms(START + LEASE, &world.state), 0);
 }
 
+/// An LCC that panicked is registered anew while its LC lives on. What it owned is free at once, and the
+/// copies that it gave live as long as the lease that its LC had then.
+#[test] // Proves: N-1, O-3.
+fn an_lcc_that_is_registered_anew_leaves_groups_and_copies() {
+    let mut world = World::new().all_told();
+    let (gone, other) = (world.lccs[0][1], world.lccs[1][0]);
+    granted(world.grant(START, gone, 7));
+    let now = START + LEASE + 100 * MS;
+    world.renew(START + LEASE, 0).unwrap();
+    assert_eq!(world.gc.caches_left_ms(now, &world.state), 0, "it may still give some");
+    world.state.apply(Command::RegisterLcc { lc: world.lcs[0], index: 1 });
+    let left = world.gc.caches_left_ms(now, &world.state);
+    assert_eq!(left, milliseconds(LEASE) - 100);
+    granted(world.grant(now, other, 7));
+    assert_eq!(world.grant(now, gone, 8), Ownership::Invalid);
+    world.renew(now, 0).unwrap();
+    let left = world.gc.caches_left_ms(now, &world.state);
+    assert_eq!(left, milliseconds(LEASE) - 100, "a later lease is none of what it gave");
+}
+
 /// The old global controller granted d to A, the reply was delayed. The new one asks A, which does
 /// not list d. Only when all have told does it grant d, under a term above A's late grant.
 #[test] // Proves: O-3. Hole 6.

@@ -4,14 +4,16 @@
 //! RegisterLc -> incarnations -> lease -> serve
 //!    every 0.6 s       renew the lease, take a newer map, tell holdings to a new global controller
 //!    every second      facts to work off; dead LCCs to sweep
+//!    an LCC panicked   RegisterLcc -> a new incarnation in a new thread; the others go on
 //!    end               everything stable, marks told, groups released, UnregisterLc
 //! ```
 //! This is the LC's front; each LCC is a [`Worker`], in this thread or in one of its own.
 //! # Failure
-//! An invalid incarnation ends the LC, and so does a thread that ended: its main controller starts a
-//! new one.
+//! An invalid incarnation ends the LC: its main controller starts a new one. A panic ends the LCC whose
+//! thread it is: it is registered anew, and what it had is granted and swept as that of any LCC that is
+//! gone. Where all LCCs are in the LC's thread, it ends the LC.
 //! # Source
-//! O-3, O-4, O-8, F-3, F-4.
+//! DESIGN 2, O-3, O-4, O-8, F-3, F-4.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +40,7 @@ use tokio::time::{sleep, timeout};
 use crate::disks::CALL_WAIT;
 use crate::files::Files;
 use crate::lcc::Lcc;
+use crate::policy::lcc_of;
 use crate::worker::{Holdings, Mail, Worker, WorkerParts};
 
 /// What an LC is told at its start.
@@ -59,6 +62,9 @@ pub struct LcConfig {
     pub threads: Threads,
     /// Groups that an LCC keeps open without need.
     pub groups_kept: usize,
+    /// Folder of the server's local journals. Without one, what asks to be answered from there is
+    /// answered by the cluster. Source: W-13.
+    pub local: Option<PathBuf>,
     /// Told to end cleanly.
     pub shutdown: Rc<Notify>,
 }
@@ -93,7 +99,7 @@ pub enum LcEnd {
     Clean,
     /// It was told to, and something could not be brought to its media in time.
     Unfinished,
-    /// Its incarnation is not valid any more, or one of its threads ended: start again.
+    /// Its incarnation is not valid any more: start again.
     Invalid,
     /// It cannot listen.
     CannotListen,
@@ -119,13 +125,63 @@ pub struct Started {
     /// Those in this thread.
     workers: Vec<Worker>,
     lccs: Vec<Rc<Lcc>>,
-    invalid: mpsc::UnboundedReceiver<()>,
+    starter: Rc<Starter>,
+    endings: mpsc::UnboundedReceiver<Ending>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Started {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Why a worker needs its front.
+pub(crate) enum Ending {
+    /// Its incarnation is not valid.
+    Invalid,
+    /// Its thread is gone: it panicked.
+    Gone(u8),
+}
+
+/// What all LCCs of an LC are started with.
+struct Starter {
+    config: LcConfig,
+    server: ServerId,
+    endings: mpsc::UnboundedSender<Ending>,
+    /// How often in a row LCCs ended, and when the last one did.
+    restarts: Cell<(u32, Moment)>,
+}
+
+impl Starter {
+    fn parts(
+        &self,
+        index: u8,
+        incarnation: Incarnation,
+        map: Arc<ClusterMap>,
+    ) -> (mpsc::UnboundedSender<Mail>, WorkerParts) {
+        let (mail, reader) = mpsc::unbounded_channel();
+        let parts = WorkerParts {
+            cluster: self.config.cluster,
+            id: LccId { server: self.server, index },
+            incarnation,
+            io_sockets: self.config.io_sockets.clone(),
+            map,
+            groups_kept: self.config.groups_kept,
+            local: self.config.local.clone(),
+            lccs: self.config.lccs.max(1),
+            mail: reader,
+            endings: self.endings.clone(),
+        };
+        (mail, parts)
+    }
+
+    /// How long to wait before the next restart: what panics at once again must not load the others.
+    fn pause(&self, now: Moment) -> Duration {
+        let (count, last) = self.restarts.get();
+        let count = if now - last < CALM { count + 1 } else { 0 };
+        self.restarts.set((count, now));
+        RESTART_PAUSE * 2_u32.pow(count.min(RESTART_DOUBLINGS))
     }
 }
 
@@ -169,22 +225,14 @@ impl Started {
         let server = server.ok_or(LcEnd::Invalid)?.id;
         coordinators.learn(&map);
         let map = Arc::new(map);
-        let (tell_invalid, invalid) = mpsc::unbounded_channel();
+        let (tell, endings) = mpsc::unbounded_channel();
+        let restarts = Cell::default();
+        let starter = Rc::new(Starter { config: config.clone(), server, endings: tell, restarts });
         let (mut workers, mut mails) = (Vec::new(), Vec::new());
         let first = incarnations.first().copied().unwrap_or_default();
         for (incarnation, index) in incarnations.into_iter().zip(0..) {
-            let (mail, reader) = mpsc::unbounded_channel();
+            let (mail, parts) = starter.parts(index, incarnation, map.clone());
             mails.push(mail);
-            let parts = WorkerParts {
-                cluster: config.cluster,
-                id: LccId { server, index },
-                incarnation,
-                io_sockets: config.io_sockets.clone(),
-                map: map.clone(),
-                groups_kept: config.groups_kept,
-                mail: reader,
-                invalid: tell_invalid.clone(),
-            };
             match config.threads {
                 Threads::One => {
                     workers.push(Worker::start(env.clone(), coordinators.clone(), parts));
@@ -202,9 +250,9 @@ impl Started {
             env,
             lc,
             coordinators,
-            first,
-            mails,
-            map_version: Cell::new(map.version),
+            first: Cell::new(first),
+            mails: RefCell::new(mails),
+            map: RefCell::new(map),
             lease: RefCell::default(),
             is_ending: Cell::default(),
         });
@@ -220,7 +268,7 @@ impl Started {
             });
         }
         let lccs = workers.iter().map(|worker| worker.lcc.clone()).collect();
-        Ok(Self { controller, server, addresses, workers, lccs, invalid, tasks })
+        Ok(Self { controller, server, addresses, workers, lccs, starter, endings, tasks })
     }
 
     /// Its LCCs that run in this thread, by index.
@@ -250,9 +298,17 @@ impl Started {
 
     /// Waits until it is told to end, or must.
     pub async fn wait(mut self, shutdown: &Notify) -> LcEnd {
-        let end = tokio::select! {
-            _ = self.invalid.recv() => LcEnd::Invalid,
-            () = shutdown.notified() => self.controller.end().await,
+        let end = loop {
+            tokio::select! {
+                ending = self.endings.recv() => match ending {
+                    Some(Ending::Gone(index)) => {
+                        let (lc, starter) = (self.controller.clone(), self.starter.clone());
+                        self.tasks.push(spawn_local(lc.restart(starter, index)));
+                    }
+                    Some(Ending::Invalid) | None => break LcEnd::Invalid,
+                },
+                () = shutdown.notified() => break self.controller.end().await,
+            }
         };
         self.workers.clear();
         end
@@ -290,7 +346,7 @@ fn coordinator_client(env: &Env, config: &LcConfig) -> CoordinatorClient {
 fn start_thread(parts: WorkerParts, coordinators: Vec<SocketAddr>) -> std::io::Result<()> {
     let LccId { server, index } = parts.id;
     let peer = Peer::Server { server, incarnation: parts.incarnation, stream: index };
-    let ended = Ended(parts.invalid.clone());
+    let ended = Ended(parts.endings.clone(), index);
     machine::spawn(&format!("lcc-{index}"), move |env| async move {
         let cluster = parts.cluster;
         let client = CoordinatorClient::new(env.clone(), cluster, peer, coordinators);
@@ -300,11 +356,11 @@ fn start_thread(parts: WorkerParts, coordinators: Vec<SocketAddr>) -> std::io::R
 }
 
 /// Tells the front that a thread ended, also by a panic.
-struct Ended(mpsc::UnboundedSender<()>);
+struct Ended(mpsc::UnboundedSender<Ending>, u8);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        let _ = self.0.send(());
+        let _ = self.0.send(Ending::Gone(self.1));
     }
 }
 
@@ -350,10 +406,10 @@ struct Lc {
     lc: Incarnation,
     coordinators: CoordinatorClient,
     /// Of the first LCC.
-    first: Incarnation,
+    first: Cell<Incarnation>,
     /// To each LCC.
-    mails: Vec<mpsc::UnboundedSender<Mail>>,
-    map_version: Cell<u64>,
+    mails: RefCell<Vec<mpsc::UnboundedSender<Mail>>>,
+    map: RefCell<Arc<ClusterMap>>,
     lease: RefCell<Lease>,
     is_ending: Cell<bool>,
 }
@@ -370,7 +426,7 @@ impl Lc {
         loop {
             let sent = self.env.now();
             let request =
-                CoordinatorRequest::Renew { lc: self.lc, map_version: self.map_version.get() };
+                CoordinatorRequest::Renew { lc: self.lc, map_version: self.map.borrow().version };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
             match answer {
                 Ok(CoordinatorReply::Renewed {
@@ -380,12 +436,12 @@ impl Lc {
                     let map = map.map(|map| Arc::new(*map));
                     if let Some(map) = &map {
                         self.coordinators.learn(map);
-                        self.map_version.set(map.version);
+                        *self.map.borrow_mut() = map.clone();
                     }
                     let live = disks.iter().map(|live| live.disk).collect();
                     *self.lease.borrow_mut() = Lease { until, live };
                     let (disks, servers): (Arc<[_]>, Arc<[_]>) = (disks.into(), servers.into());
-                    for mail in &self.mails {
+                    for mail in &self.mails() {
                         let (disks, servers) = (disks.clone(), servers.clone());
                         let map = map.clone();
                         let _ = mail.send(Mail::Lease { until, disks, servers, map });
@@ -395,7 +451,7 @@ impl Lc {
                     }
                 }
                 Err(CoordinatorError::Refused(CoordinatorRefusal::InvalidIncarnation)) => {
-                    for mail in &self.mails {
+                    for mail in &self.mails() {
                         let _ = mail.send(Mail::Invalid);
                     }
                     return;
@@ -407,9 +463,45 @@ impl Lc {
         }
     }
 
+    fn mails(&self) -> Vec<mpsc::UnboundedSender<Mail>> {
+        self.mails.borrow().clone()
+    }
+
+    /// An LCC of which the thread is gone is registered anew, and works in a new one. Source: DESIGN 2.
+    async fn restart(self: Rc<Self>, starter: Rc<Starter>, index: u8) {
+        let pause = starter.pause(self.env.now());
+        tracing::error!(index, ?pause, "an LCC panicked: it is started again");
+        sleep(pause).await;
+        let request = CoordinatorRequest::RegisterLcc { lc: self.lc, index };
+        let (incarnation, map) = loop {
+            match self.coordinators.call(&request, CALL_WAIT).await {
+                Ok(CoordinatorReply::Registered { lccs, map, .. }) if !lccs.is_empty() => {
+                    break (lccs[0], Arc::new(*map));
+                }
+                // The renewal of the lease hears it too, and ends the LC.
+                Err(CoordinatorError::Refused(_)) => return,
+                answer => tracing::debug!(?answer, "an LCC is not registered yet"),
+            }
+            sleep(RESTART_PAUSE).await;
+        };
+        self.coordinators.learn(&map);
+        let (mail, parts) = starter.parts(index, incarnation, map);
+        if let Err(error) = start_thread(parts, starter.config.coordinators.clone()) {
+            tracing::error!(%error, "no thread for an LCC");
+            let _ = starter.endings.send(Ending::Gone(index));
+            return;
+        }
+        if index == 0 {
+            self.first.set(incarnation);
+        }
+        // Its first lease comes with the next renewal.
+        self.mails.borrow_mut()[usize::from(index)] = mail;
+    }
+
     /// Asks each LCC; none for one that is gone.
     async fn ask_all<T>(&self, make: impl Fn(usize, oneshot::Sender<T>) -> Mail) -> Vec<Option<T>> {
-        let asked = self.mails.iter().enumerate().map(|(index, mail)| {
+        let mails = self.mails();
+        let asked = mails.iter().enumerate().map(|(index, mail)| {
             let (reply, answer) = oneshot::channel();
             let _ = mail.send(make(index, reply));
             async move { answer.await.ok() }
@@ -466,7 +558,8 @@ impl Lc {
             return;
         };
         // One that asks for an LCC that is not here is told so by any.
-        let mail = self.mails.get(usize::from(hello.index)).or(self.mails.first());
+        let mails = self.mails();
+        let mail = mails.get(usize::from(hello.index)).or(mails.first());
         if let (Some(mail), Ok(socket)) = (mail, accepted.into_descriptor()) {
             let _ = mail.send(Mail::Socket(socket));
         }
@@ -484,6 +577,7 @@ impl Lc {
             let request = CoordinatorRequest::Work { lc: self.lc };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
             let Ok(CoordinatorReply::Work { facts, sweeps, bad }) = answer else { continue };
+            self.end_copies(&facts).await;
             busy = self.repair_facts(facts).await;
             self.heal(bad).await;
             for dead in sweeps {
@@ -514,12 +608,39 @@ impl Lc {
         repaired.await.into_iter().flatten().any(|whole| whole)
     }
 
+    /// Closes facts about local journals of this server in which nothing is left: a start between the last
+    /// record's end and the close, or a local journal that was lost. Source: W-13.
+    async fn end_copies(&self, facts: &[Fact]) {
+        let copies = facts.iter().filter_map(|fact| match &fact.kind {
+            FactKind::LocalCopy { layout, .. } if layout.check().is_ok() => {
+                Some((layout.clone(), fact.number))
+            }
+            _ => None,
+        });
+        let copies: Arc<[_]> = copies.collect();
+        if copies.is_empty() {
+            return;
+        }
+        let asked =
+            self.ask_all(|_, reply| Mail::KnownCopies { facts: copies.clone(), reply }).await;
+        // What one that is gone had, nobody knows.
+        let Some(known) = asked.into_iter().collect::<Option<Vec<Vec<bool>>>>() else { return };
+        let mut shares = vec![Vec::new(); self.mails.borrow().len()];
+        for (place, copy) in copies.iter().enumerate() {
+            if known.iter().all(|known| known.get(place) == Some(&false)) {
+                shares[self.share_of(&copy.0)].push(copy.clone());
+            }
+        }
+        let share = |index: usize| shares.get(index).cloned().unwrap_or_default();
+        self.ask_all(|index, reply| Mail::EndCopies { facts: share(index), reply }).await;
+    }
+
     /// Has blocks that a scrub found bad written anew. Source: F-6.
     async fn heal(&self, bad: Vec<BadBlocks>) {
         if bad.is_empty() {
             return;
         }
-        let mut shares = vec![Vec::new(); self.mails.len()];
+        let mut shares = vec![Vec::new(); self.mails.borrow().len()];
         for blocks in bad.into_iter().filter(|blocks| blocks.layout.check().is_ok()) {
             let index = self.share_of(&blocks.layout);
             shares[index].push(blocks);
@@ -528,13 +649,14 @@ impl Lc {
         self.ask_all(|index, reply| Mail::Heal { bad: share(index), reply }).await;
     }
 
+    /// Which LCC works on which group. Source: O-7.
     fn share_of(&self, layout: &GroupLayout) -> usize {
-        (layout.group().0 % self.mails.len() as u64) as usize
+        let count = u8::try_from(self.mails.borrow().len()).expect("as many as were configured");
+        lcc_of(&self.map.borrow(), count, layout).into()
     }
 
-    /// Which LCC works on which group: always the same one.
     fn shares(&self, layouts: impl Iterator<Item = GroupLayout>) -> Vec<Vec<GroupLayout>> {
-        let mut shares = vec![Vec::new(); self.mails.len()];
+        let mut shares = vec![Vec::new(); self.mails.borrow().len()];
         for layout in layouts {
             let index = self.share_of(&layout);
             shares[index].push(layout);
@@ -546,7 +668,7 @@ impl Lc {
     /// disk was asked. Source: O-8.
     async fn sweep(&self, dead: Incarnation) {
         let (reply, listed) = oneshot::channel();
-        let Some(first) = self.mails.first() else { return };
+        let Some(first) = self.mails().into_iter().next() else { return };
         let _ = first.send(Mail::ListUnfinished { dead, reply });
         let Ok((complete, layouts)) = listed.await else { return };
         let count = layouts.len();
@@ -555,7 +677,7 @@ impl Lc {
         let settled = self.ask_all(|index, reply| Mail::Settle { layouts: share(index), reply });
         let settled = settled.await.into_iter().all(|settled| settled == Some(true));
         if complete && settled || braid_terms::planted!("O-8/a-sweep-closes-too-early") {
-            let request = CoordinatorRequest::CloseSweep { lcc: self.first, dead };
+            let request = CoordinatorRequest::CloseSweep { lcc: self.first.get(), dead };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
             tracing::info!(%dead, groups = count, ?answer, "swept a dead LCC");
         }
@@ -576,6 +698,14 @@ impl Lc {
         }
     }
 }
+
+/// Pause before an LCC that panicked is started again; doubled each time.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+
+const RESTART_DOUBLINGS: u32 = 7;
+
+/// After so long without a panic the pause is short again.
+const CALM: Duration = Duration::from_secs(60);
 
 /// How often the lease is renewed.
 const RENEW_EVERY: Duration = Duration::from_millis(RENEW_MS);

@@ -36,6 +36,7 @@ use crate::caches::Caches;
 use crate::disks::Disks;
 use crate::group::open::OpenError;
 use crate::group::{Dead, Group};
+use crate::local::LocalJournal;
 use crate::placement::{Candidate, draw};
 use crate::policy;
 use crate::ranges::Ranges;
@@ -86,6 +87,8 @@ enum Purpose {
         home: DeviceId,
     },
     Repair,
+    /// To settle what somebody left, whoever is to own it then.
+    Settle,
 }
 
 enum Entry {
@@ -132,6 +135,9 @@ pub struct Lcc {
     facts_bell: Notify,
     unstable: RefCell<BTreeMap<DeviceId, Rc<Group>>>,
     marks: RefCell<BTreeMap<DeviceId, Rc<Group>>>,
+    /// Groups with writes that were answered from the local journal. Source: W-13.
+    busy: RefCell<BTreeMap<DeviceId, Rc<Group>>>,
+    pub(crate) local: LocalJournal,
     /// What other LCCs told as their shadow.
     pub(crate) shadow: Shadow,
     pub(crate) shadows: Shadows,
@@ -158,6 +164,7 @@ pub(crate) struct LccParts {
     pub coordinators: CoordinatorClient,
     pub disks: Disks,
     pub map: Rc<ClusterMap>,
+    pub local: LocalJournal,
 }
 
 impl Lcc {
@@ -183,6 +190,8 @@ impl Lcc {
             facts_bell: Notify::new(),
             unstable: RefCell::default(),
             marks: RefCell::default(),
+            busy: RefCell::default(),
+            local: parts.local,
             shadow: Shadow::default(),
             shadows: Shadows::default(),
             work_bell: Notify::new(),
@@ -310,6 +319,16 @@ impl Lcc {
         self.group_for(layout, Purpose::Repair).await
     }
 
+    /// As `group`, for who settles what a dead LCC left. Source: O-8.
+    ///
+    /// Errors: `OwnError`; `NotOwner` names who owns it, never who is only to own it (O-7).
+    pub(crate) async fn group_to_settle(
+        self: &Rc<Self>,
+        layout: &GroupLayout,
+    ) -> Result<Rc<Group>, OwnError> {
+        self.group_for(layout, Purpose::Settle).await
+    }
+
     /// As `group`, but a group that no portion knows is made: for who knows that it was never
     /// written, though the LCC that gave its number is gone.
     ///
@@ -395,6 +414,11 @@ impl Lcc {
     ) -> Result<Rc<Group>, OwnError> {
         let end = Instant::now() + ACQUIRE_WAIT;
         let device = layout.group();
+        // Who settles or repairs must not take somebody who was only named for an owner who did.
+        let is_for_use = !matches!(purpose, Purpose::Repair | Purpose::Settle);
+        if let Some(sibling) = self.reserved_for(&layout).filter(|_| is_for_use) {
+            return Err(OwnError::NotOwner(Some(sibling)));
+        }
         loop {
             let of_range = self.own_range(device);
             let (grant, facts, clean) = match of_range {
@@ -402,8 +426,10 @@ impl Lcc {
                 None => self.ask_for(device, end).await?,
             };
             opening.grant.set(Some(grant));
-            let is_clean =
-                clean && facts.is_empty() && !self.unclean.borrow().contains_key(&device);
+            let is_clean = clean
+                && facts.is_empty()
+                && !self.unclean.borrow().contains_key(&device)
+                && !self.local.has(device);
             if is_clean && purpose == Purpose::Use {
                 match Group::open_clean(self, &layout, grant).await {
                     Ok(Some(group)) => return Ok(group),
@@ -412,33 +438,78 @@ impl Lcc {
                 }
             }
             let under = (grant, &facts[..]);
-            let may_be_new = purpose != Purpose::Use;
+            let may_be_new = matches!(purpose, Purpose::Create { .. } | Purpose::Repair);
             let opened = Group::open(self, layout.clone(), under, may_be_new, end).await;
-            return match (opened, purpose) {
+            // What only the local journal has may be all that was ever written.
+            let kept = self
+                .local
+                .of(device)
+                .into_iter()
+                .find(|kept| facts.iter().any(|fact| fact.number == kept.copy.fact));
+            let opened = match (opened, purpose, kept) {
                 // All slots were fenced by the open and know nothing.
-                (Err(OpenError::Unknown), Purpose::Create { home }) => {
-                    Group::fresh(self, layout, grant, home)
+                (Err(OpenError::Unknown), Purpose::Create { home }, _) => {
+                    Group::fresh(self, layout.clone(), under, home)
                 }
-                (Err(OpenError::GrantUsed), _) if of_range.is_some() => {
+                (Err(OpenError::Unknown), _, Some(kept)) => {
+                    Group::fresh(self, layout.clone(), under, kept.copy.home)
+                }
+                (opened, _, _) => opened,
+            };
+            let opened = match opened {
+                Ok(group) if self.local.has(device) => self.lay_own(group).await,
+                opened => opened,
+            };
+            return match opened {
+                Err(OpenError::GrantUsed) if of_range.is_some() => {
                     self.ranges.borrow_mut().lose(device);
                     continue;
                 }
-                (Err(OpenError::Unavailable(reason)), _) => {
+                Err(OpenError::Unavailable(reason)) => {
                     // Some slots may have heard of an outcome, others not.
                     self.note_unclean(device, grant);
                     Err(OpenError::Unavailable(reason))
                 }
-                (Err(OpenError::LostOwnership), _) => {
+                Err(OpenError::LostOwnership) => {
                     self.note_lost(device);
                     Err(OpenError::LostOwnership)
                 }
-                (opened, _) => {
+                opened => {
                     self.unclean.borrow_mut().remove(&device);
                     opened
                 }
             }
             .map_err(own_error);
         }
+    }
+
+    /// The LCC of this server that is to own a group, where this one is reserved for other data. What it
+    /// owns it keeps. Source: O-7.
+    fn reserved_for(&self, layout: &GroupLayout) -> Option<(LccId, SocketAddr)> {
+        let map = self.map();
+        let own = map.servers.get(&self.id.server)?;
+        let count = u8::try_from(own.lccs.len()).ok()?;
+        let owns = self.own_range(layout.group()).is_some()
+            || self.unclean.borrow().contains_key(&layout.group());
+        if owns
+            || policy::lccs_for(&map, count, policy::data_type_of(layout)).contains(&self.id.index)
+        {
+            return None;
+        }
+        let index = policy::lcc_of(&map, count, layout);
+        Some((LccId { server: self.id.server, index }, own.lc_address))
+    }
+
+    /// Lays what the local journal has of a group that was just opened. Source: W-13.
+    async fn lay_own(self: &Rc<Self>, group: Rc<Group>) -> Result<Rc<Group>, OpenError> {
+        let Err(error) = group.lay_own(self).await else { return Ok(group) };
+        tracing::debug!(group = %group.layout.group(), ?error, "not all of a local copy is laid");
+        // Whoever opens it next begins anew.
+        group.kill(Dead::LostOwnership);
+        Err(match error {
+            crate::WriteError::LostOwnership => OpenError::LostOwnership,
+            error => OpenError::Unavailable(format!("a local copy is not laid yet: {error:?}")),
+        })
     }
 
     /// The grant of a group that is to be removed, and its facts. It is not opened, so that one of
@@ -454,8 +525,8 @@ impl Lcc {
             _ => None,
         };
         if let Some(group) = open {
-            let facts =
-                if group.has_facts() { self.facts_of(device, end).await? } else { Vec::new() };
+            let has_facts = group.has_facts() || group.has_copies();
+            let facts = if has_facts { self.facts_of(device, end).await? } else { Vec::new() };
             group.kill(Dead::Removed);
             return Ok((group.grant, facts));
         }
@@ -559,7 +630,7 @@ impl Lcc {
         let Some(grant) = self.own_range(device).filter(|_| self.may_be_fresh(layout)) else {
             return Err(OwnError::NotOwner(None));
         };
-        let group = Group::fresh(self, layout.clone(), grant, home);
+        let group = Group::fresh(self, layout.clone(), (grant, &[]), home);
         let group = group.map_err(|error| OwnError::BadLayout(format!("{error:?}")))?;
         self.uses.set(self.uses.get() + 1);
         group.used.set(self.uses.get());
@@ -865,7 +936,7 @@ impl Lcc {
     /// Whether something is to be synced or told.
     pub(crate) fn has_background_work(&self) -> bool {
         let some = !self.unstable.borrow().is_empty() || !self.marks.borrow().is_empty();
-        some || self.shadows.has_news()
+        some || !self.busy.borrow().is_empty() || self.shadows.has_news()
     }
 
     pub(crate) fn unstable(&self, group: &Rc<Group>) {
@@ -876,6 +947,63 @@ impl Lcc {
     pub(crate) fn marks_due(&self, group: &Rc<Group>) {
         self.work_bell.notify_one();
         self.marks.borrow_mut().insert(group.layout.group(), group.clone());
+    }
+
+    /// A group answers from the local journal, until it does no more.
+    pub(crate) fn note_busy(&self, group: &Rc<Group>) {
+        self.work_bell.notify_one();
+        self.busy.borrow_mut().insert(group.layout.group(), group.clone());
+    }
+
+    /// Ends the busy periods of groups that are busy no more. Source: W-13.
+    pub(crate) fn end_busy(&self) {
+        let over = |group: &Rc<Group>| !group.is_alive() || group.try_end_busy(BUSY_PAUSE);
+        let groups: Vec<_> = self.busy.borrow().values().cloned().collect();
+        for group in groups.iter().filter(|group| over(group)) {
+            let mut busy = self.busy.borrow_mut();
+            // Not one that took its place meanwhile.
+            if busy.get(&group.layout.group()).is_some_and(|now| Rc::ptr_eq(now, group)) {
+                busy.remove(&group.layout.group());
+            }
+        }
+    }
+
+    /// Whether a fact about the local journal of this server is one of this LCC, or may be.
+    pub(crate) fn knows_copy(&self, device: DeviceId, fact: FactNumber) -> bool {
+        let is_used = match self.groups.borrow().get(&device) {
+            Some(Entry::Open(group)) => !group.state.borrow().local.is_idle(),
+            Some(Entry::Opening(_)) => true,
+            None => false,
+        };
+        !self.local.is_known() || is_used || self.local.has_under(fact)
+    }
+
+    /// Whether a fact of a group is open, as the coordinators know.
+    ///
+    /// Errors: `Unavailable`.
+    pub(crate) async fn is_open_fact(
+        &self,
+        device: DeviceId,
+        fact: FactNumber,
+    ) -> Result<bool, OwnError> {
+        let facts = self.facts_of(device, Instant::now() + ACQUIRE_WAIT).await?;
+        Ok(facts.iter().any(|open| open.number == fact))
+    }
+
+    /// Closes a fact about a group that no portion knows.
+    ///
+    /// Errors: `OwnError`.
+    pub(crate) async fn close_of_unknown(
+        &self,
+        device: DeviceId,
+        fact: FactNumber,
+    ) -> Result<(), OwnError> {
+        let (grant, _, _) = self.ask_for(device, Instant::now() + ACQUIRE_WAIT).await?;
+        let closed = self.close_fact(fact, grant).await;
+        let groups = vec![(device, grant)];
+        let request = CoordinatorRequest::Release { lcc: self.incarnation, groups };
+        let _ = self.ask(&request, Instant::now() + ACQUIRE_WAIT).await;
+        closed.map_err(|_| OwnError::NotOwner(None))
     }
 
     /// Brings decided writes to the media in the background. Source: W-9.
@@ -969,6 +1097,10 @@ const REOPEN_AT_ONCE: usize = 64;
 
 /// Pause before it is asked again.
 const ASK_PAUSE: Duration = Duration::from_millis(50);
+
+/// A busy period ends when nothing was written for so long: who writes now and then records no fact
+/// each time.
+const BUSY_PAUSE: Duration = Duration::from_secs(2);
 
 /// Longest wait for an owner, a grant or an open.
 const ACQUIRE_WAIT: Duration = Duration::from_secs(10);

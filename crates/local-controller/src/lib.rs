@@ -9,6 +9,7 @@
 //! | `caches.rs`         | which clients have copies of what it says, and how they are recalled |
 //! | `disks.rs`          | connections to I/O servers, syncs and marks for all groups           |
 //! | `files/`            | file controllers: directories, attributes, file bytes                |
+//! | `local/`            | the local journal: writes that are answered before the cluster has them |
 //! | `shadow.rs`         | what it finishes for writers of other servers that are silent        |
 //! | `placement.rs`      | which disks a new group gets                                         |
 //! | `ranges.rs`         | which device numbers are its own without asking                      |
@@ -19,6 +20,7 @@ pub mod files;
 mod group;
 pub mod lc;
 mod lcc;
+mod local;
 mod placement;
 pub mod policy;
 mod ranges;

@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use braid_terms::{
-    AckMode, ClusterMap, DataType, Policy, PolicyQuestion, RaidScheme, SCHEME_DEFAULT,
+    AckMode, ClusterMap, DataType, GroupLayout, Policy, PolicyQuestion, RaidScheme, SCHEME_DEFAULT,
     STRIP_DEFAULT, Spread,
 };
 
@@ -36,7 +36,8 @@ pub fn choose<'a>(
     question: &PolicyQuestion,
 ) -> Choice<'a> {
     let default = map.scheme_default.unwrap_or(SCHEME_DEFAULT);
-    let policy = map.policies.iter().find(|policy| matches(policy, data_type, question));
+    let mut policies = map.policies.iter().filter(|policy| decides(policy));
+    let policy = policies.find(|policy| matches(policy, data_type, question));
     let fallback = match data_type {
         DataType::File => default,
         DataType::Directory | DataType::Metadata => {
@@ -51,6 +52,55 @@ pub fn choose<'a>(
         spread: policy.and_then(|policy| policy.spread).unwrap_or_default(),
         ack: policy.and_then(|policy| policy.ack).unwrap_or_default(),
     }
+}
+
+/// Whether a policy says anything of a new object: not where it only reserves LCCs.
+#[must_use]
+pub fn decides(policy: &Policy) -> bool {
+    policy.lccs.is_none()
+        || policy.scheme.is_some()
+        || policy.strip_size.is_some()
+        || policy.ack.is_some()
+        || policy.spread.is_some()
+}
+
+/// The LCCs of an LC that are for a data type, by index, of `count` that it has.
+///
+/// | policies with `lccs`         | that type          | all others              |
+/// |------------------------------|--------------------|-------------------------|
+/// | none                         | all                | all                     |
+/// | of that type                 | those              | what is left            |
+/// | more than there are but one  | what there was     | the first one at least  |
+///
+/// They are taken from the end, in the order of the policies; a directory and its meta-data are one type.
+/// Source: O-7.
+#[must_use]
+pub fn lccs_for(map: &ClusterMap, count: u8, data_type: DataType) -> Vec<u8> {
+    let is_file = |data_type| data_type == DataType::File;
+    let mut free = count.max(1);
+    let mut own = Vec::new();
+    for policy in &map.policies {
+        let (Some(of), Some(wanted)) = (policy.data_type, policy.lccs) else { continue };
+        let taken = wanted.min(free - 1);
+        if is_file(of) == is_file(data_type) {
+            own.extend(free - taken..free);
+        }
+        free -= taken;
+    }
+    if own.is_empty() { (0..free).collect() } else { own }
+}
+
+/// The type of data that a group has.
+#[must_use]
+pub fn data_type_of(layout: &GroupLayout) -> DataType {
+    if layout.devices.len() == 1 { DataType::File } else { DataType::Directory }
+}
+
+/// Which of an LC's LCCs is to own a group that nobody owns; always the same one. Source: O-7.
+#[must_use]
+pub fn lcc_of(map: &ClusterMap, count: u8, layout: &GroupLayout) -> u8 {
+    let lccs = lccs_for(map, count, data_type_of(layout));
+    lccs[usize::try_from(layout.group().0 % lccs.len() as u64).expect("below a length")]
 }
 
 fn matches(policy: &Policy, data_type: DataType, question: &PolicyQuestion) -> bool {
@@ -176,6 +226,7 @@ mod tests {
             strip_size: None,
             ack: None,
             spread: None,
+            lccs: None,
         };
         let map = ClusterMap {
             policies: vec![policy("a", Some("/big/**"), "rs/8+3"), policy("b", None, "raid5/2+1")],
@@ -188,6 +239,39 @@ mod tests {
         assert_eq!(scheme("/big/x", DataType::File), "rs/8+3");
         assert_eq!(scheme("/x", DataType::File), "raid5/2+1");
         assert_eq!(scheme("/x", DataType::Directory), "raid1/3");
+    }
+
+    #[test] // Proves: O-7.
+    fn some_lccs_are_for_one_type_alone() {
+        let policy = |data_type, lccs| Policy {
+            name: String::new(),
+            path_glob: None,
+            data_type: Some(data_type),
+            size_min: None,
+            client: None,
+            priority: None,
+            scheme: None,
+            strip_size: None,
+            ack: None,
+            spread: None,
+            lccs: Some(lccs),
+        };
+        let check = |policies: &[(DataType, u8)], count, files: &[u8], directories: &[u8]| {
+            let policies = policies.iter().map(|(of, lccs)| policy(*of, *lccs)).collect();
+            let map = ClusterMap { policies, ..ClusterMap::default() };
+            assert_eq!(lccs_for(&map, count, DataType::File), files);
+            assert_eq!(lccs_for(&map, count, DataType::Directory), directories);
+            assert_eq!(lccs_for(&map, count, DataType::Metadata), directories);
+        };
+        let (file, directory) = (DataType::File, DataType::Directory);
+        check(&[], 3, &[0, 1, 2], &[0, 1, 2]);
+        check(&[(directory, 1)], 3, &[0, 1], &[2]);
+        check(&[(DataType::Metadata, 1), (directory, 1)], 4, &[0, 1], &[3, 2]);
+        check(&[(directory, 1), (file, 1)], 4, &[2], &[3]);
+        check(&[(directory, 9)], 3, &[0], &[1, 2]);
+        check(&[(directory, 0)], 3, &[0, 1, 2], &[0, 1, 2]);
+        check(&[(directory, 1)], 1, &[0], &[0]);
+        check(&[(directory, 1)], 0, &[0], &[0]);
     }
 
     #[test] // Proves: G-5.
@@ -226,6 +310,7 @@ mod tests {
             strip_size: None,
             ack: Some(AckMode::Memory),
             spread: None,
+            lccs: None,
         };
         let map = ClusterMap { policies: vec![policy], ..ClusterMap::default() };
         let fits = PolicyQuestion {

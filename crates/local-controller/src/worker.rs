@@ -4,11 +4,11 @@
 //! what concerns one of them goes to it as [`Mail`]. A worker owns everything else: its groups, its
 //! connections to I/O servers, its clients' connections.
 //! ```text
-//! front --Lease, Holdings, Repair, Settle, End--> worker --invalid--> front
+//! front --Lease, Holdings, Repair, Settle, End--> worker --invalid, gone--> front
 //! clients --hello: index--> front --socket--> worker
 //! ```
 //! # Failure
-//! A worker whose front is gone ends; a front whose worker is gone ends the LC.
+//! A worker whose front is gone ends; a front whose worker is gone starts another one.
 //! # Source
 //! O-3, O-4, O-8, F-4; DESIGN 2.
 
@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use braid_env::{Env, Moment, Payload, machine};
 use braid_terms::{
-    ClusterId, ClusterMap, DeviceId, DiskId, DiskState, GrantNumber, GroupLayout, Incarnation,
-    LccId, ServerId,
+    ClusterId, ClusterMap, DeviceId, DiskId, DiskState, FactNumber, GrantNumber, GroupLayout,
+    Incarnation, LccId, ServerId,
 };
 use braid_wire::coordinator::LiveDisk;
 use braid_wire::coordinator_client::CoordinatorClient;
@@ -36,7 +36,9 @@ use crate::disks::{CALL_WAIT, Disks};
 use crate::files::{self, Files};
 use crate::group::Group;
 use crate::group::repair::Repaired;
+use crate::lc::Ending;
 use crate::lcc::{Lcc, LccParts, OwnError};
+use crate::local::{Identity, LocalJournal};
 
 /// What the front says to a worker.
 pub(crate) enum Mail {
@@ -57,6 +59,10 @@ pub(crate) enum Mail {
     ListUnfinished { dead: Incarnation, reply: oneshot::Sender<(bool, Vec<GroupLayout>)> },
     /// Groups to be opened, which settles them; answers whether all were. Source: O-8.
     Settle { layouts: Vec<GroupLayout>, reply: oneshot::Sender<bool> },
+    /// Facts about the server's local journals; answers which of them may be this LCC's. Source: W-13.
+    KnownCopies { facts: Arc<[(GroupLayout, FactNumber)]>, reply: oneshot::Sender<Vec<bool>> },
+    /// Facts about the server's local journals under which no LCC has anything: they are closed.
+    EndCopies { facts: Vec<(GroupLayout, FactNumber)>, reply: oneshot::Sender<()> },
     /// A client's socket, its hello unread.
     Socket(OwnedFd),
     /// Nothing new is begun, everything is made stable, marks are told; answers whether it was.
@@ -81,9 +87,12 @@ pub(crate) struct WorkerParts {
     pub io_sockets: BTreeMap<DiskId, PathBuf>,
     pub map: Arc<ClusterMap>,
     pub groups_kept: usize,
+    /// Folder of the server's local journals, where it has them, and how many LCCs share it.
+    pub local: Option<PathBuf>,
+    pub lccs: u8,
     pub mail: mpsc::UnboundedReceiver<Mail>,
     /// Told when the LCC finds itself invalid.
-    pub invalid: mpsc::UnboundedSender<()>,
+    pub endings: mpsc::UnboundedSender<Ending>,
 }
 
 /// A worker whose tasks run in this thread, until it is dropped.
@@ -102,6 +111,9 @@ impl Drop for Worker {
 impl Worker {
     pub fn start(env: Env, coordinators: CoordinatorClient, parts: WorkerParts) -> Self {
         coordinators.learn(&parts.map);
+        let identity = Identity { cluster: parts.cluster, server: parts.id.server };
+        let place = (parts.id.index, parts.lccs);
+        let local = LocalJournal::open(&env, parts.local.as_deref(), identity, place);
         let lcc = Lcc::new(LccParts {
             env: env.clone(),
             cluster: parts.cluster,
@@ -110,6 +122,7 @@ impl Worker {
             coordinators,
             disks: Disks::new(env, parts.cluster, parts.id.server, parts.io_sockets),
             map: Rc::new(ClusterMap::clone(&parts.map)),
+            local,
         });
         let files = Files::new(lcc.clone());
         let tasks = vec![
@@ -118,7 +131,8 @@ impl Worker {
             spawn_local(lcc.clone().watch_writers()),
             spawn_local(warm_up(lcc.clone())),
             spawn_local(files.clone().background()),
-            spawn_local(tell_invalid(lcc.clone(), parts.invalid)),
+            spawn_local(files.clone().lay_copies()),
+            spawn_local(tell_invalid(lcc.clone(), parts.endings)),
             spawn_local(read_mail(lcc.clone(), files.clone(), parts.mail)),
         ];
         Self { lcc, files, tasks }
@@ -172,6 +186,18 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
                 let files = files.clone();
                 spawn_local(async move { reply.send(settle_all(&files, layouts).await) });
             }
+            Mail::KnownCopies { facts, reply } => {
+                let known =
+                    facts.iter().map(|(layout, fact)| lcc.knows_copy(layout.group(), *fact));
+                let _ = reply.send(known.collect());
+            }
+            Mail::EndCopies { facts, reply } => {
+                let files = files.clone();
+                spawn_local(async move {
+                    files.end_copies(facts).await;
+                    let _ = reply.send(());
+                });
+            }
             Mail::Socket(socket) => match machine::connection_from_fd(socket) {
                 Ok(connection) => {
                     spawn_local(files::serve_one_of(vec![files.clone()], connection));
@@ -193,11 +219,11 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
     }
 }
 
-async fn tell_invalid(lcc: Rc<Lcc>, invalid: mpsc::UnboundedSender<()>) {
+async fn tell_invalid(lcc: Rc<Lcc>, endings: mpsc::UnboundedSender<Ending>) {
     while !lcc.is_invalid() {
         lcc.invalid_bell.notified().await;
     }
-    let _ = invalid.send(());
+    let _ = endings.send(Ending::Invalid);
 }
 
 async fn warm_up(lcc: Rc<Lcc>) {
@@ -221,6 +247,7 @@ async fn tend(lcc: Rc<Lcc>, groups_kept: usize) {
             let _ = timeout(TEND_IDLE, worked).await;
         }
         sleep(TEND_EVERY).await;
+        lcc.end_busy();
         turn += 1;
         if turn.is_multiple_of(5) {
             // Not awaited: a disk that hangs must not keep marks from the others.
@@ -295,7 +322,7 @@ async fn settle_all(files: &Rc<Files>, layouts: Vec<GroupLayout>) -> bool {
 
 /// Opens a group, which settles it, and brings that to the media; `false`: later again.
 async fn settle(files: &Rc<Files>, layout: &GroupLayout) -> bool {
-    match files.lcc().group(layout).await {
+    match files.lcc().group_to_settle(layout).await {
         Ok(group) => {
             let is_stable = group.sync().await.is_ok();
             files.look_after(layout).await;

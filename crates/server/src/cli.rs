@@ -209,10 +209,14 @@ pub enum Command {
         watch: bool,
     },
     /// What may be wrong or unfinished
-    #[command(after_help = "Example:\n  braid facts --json")]
+    #[command(after_help = "Examples:\n  braid facts --json\n  braid facts --discard 17")]
     Facts {
         #[arg(long)]
         json: bool,
+        /// Give up the local copy of this number: its file may be changed again, and what the server has
+        /// becomes a file beside it when it comes back
+        #[arg(long, value_name = "NUMBER", conflicts_with = "json")]
+        discard: Option<u64>,
     },
     /// Reconstruct what is missing now
     #[command(after_help = "Example:\n  braid repair --wait")]
@@ -380,12 +384,15 @@ pub struct PolicySet {
     /// Bytes of a strip (K, M)
     #[arg(long, value_parser = parse_size)]
     pub strip: Option<u64>,
-    /// When a writer is answered: memory (of the owner), or cluster
-    #[arg(long, value_name = "memory|cluster")]
+    /// When a writer is answered: memory (of the owner), local (its server's disk), or cluster
+    #[arg(long, value_name = "memory|local|cluster")]
     pub ack: Option<String>,
     /// server or disk
     #[arg(long)]
     pub spread: Option<String>,
+    /// So many LCCs of each server are for this --type alone
+    #[arg(long, value_name = "N")]
+    pub lccs: Option<u8>,
 }
 
 /// Parses `64K`, `1G`, `512`.

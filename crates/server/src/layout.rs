@@ -8,6 +8,7 @@
 //!     first-map.json          the map of a new cluster
 //!     coordinator/            consensus log and state
 //!     disk-1/                 a disk, unless its folder is elsewhere
+//!     local/                  local journals: what was answered from there and not yet in the cluster
 //!     log/  run/
 //! ```
 //! Ports of a server: +0 LC, +1 coordinator, +2 main controller, +3 and up its I/O servers, +10 and

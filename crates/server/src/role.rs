@@ -135,6 +135,8 @@ async fn io(env: Env, folder: &Path, file: &ServerFile, disk: u32) -> Result<(),
 async fn lc(env: Env, folder: &Path, file: &ServerFile, threads: Threads) -> Result<(), String> {
     let here = folder.parent().unwrap_or(folder);
     let sockets = ServerFile::io_sockets(here, file.cluster_id()?);
+    let local = folder.join("local");
+    std::fs::create_dir_all(&local).map_err(|error| format!("{}: {error}", local.display()))?;
     let shutdown = Rc::new(Notify::new());
     let config = LcConfig {
         registrant: Registrant::Server(ServerId(file.id)),
@@ -145,6 +147,7 @@ async fn lc(env: Env, folder: &Path, file: &ServerFile, threads: Threads) -> Res
         lccs: file.lccs,
         threads,
         groups_kept: GROUPS_KEPT,
+        local: Some(local),
         shutdown: shutdown.clone(),
     };
     spawn_local(async move {

@@ -18,6 +18,9 @@ fn the_first_policy_of_which_everything_fits_decides() {
     set("important", &["--priority", "9", "--scheme", "raid1/3", "--strip", "8K"]);
     set("large", &["--min-size", "1M", "--scheme", "raid5/2+1"]);
     set("scratch", &["--match", "/scratch/**", "--ack", "memory"]);
+    set("journals", &["--match", "/journals/**", "--ack", "local"]);
+    // One that reserves LCCs says nothing of what it is about.
+    set("own", &["--type", "directory", "--lccs", "1"]);
     set("names", &["--type", "directory", "--match", "/two/**", "--scheme", "raid1/2"]);
     let chosen = |arguments: &[&str]| {
         let mut all = vec!["policy", "test", "--json"];
@@ -35,6 +38,7 @@ fn the_first_policy_of_which_everything_fits_decides() {
     check(&["/x.txt", "--priority", "9"], "important", "cluster");
     check(&["/x.txt", "--size", "2M"], "large", "cluster");
     check(&["/scratch/x"], "scratch", "memory");
+    check(&["/journals/x"], "journals", "local");
     check(&["/two/x", "--type", "directory"], "names", "cluster");
     check(&["/two/x"], "(default)", "cluster");
     // What is stored follows: address, priority and size of a put, and the type of a directory.
@@ -58,5 +62,7 @@ fn the_first_policy_of_which_everything_fits_decides() {
     cluster.fails(2, &["policy", "set", "x", "--client", "10.0.0.0/33"]);
     cluster.fails(2, &["policy", "set", "x", "--ack", "never"]);
     cluster.fails(2, &["policy", "set", "x", "--type", "disk"]);
-    assert_eq!(cluster.json(&["policy", "list", "--json"]).as_array().unwrap().len(), 6);
+    cluster.fails(2, &["policy", "set", "x", "--lccs", "1"]);
+    cluster.fails(2, &["policy", "set", "x", "--lccs", "1", "--type", "file", "--match", "/x"]);
+    assert_eq!(cluster.json(&["policy", "list", "--json"]).as_array().unwrap().len(), 8);
 }

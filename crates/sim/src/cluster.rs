@@ -110,6 +110,7 @@ impl Cluster {
             let machine = simulation.machine(id);
             machine.add_disk("/disk", DISK_SIZE);
             machine.add_disk("/coordinator", 1 << 30);
+            machine.add_disk("/local", 1 << 30);
             let identity =
                 DiskIdentity { cluster: CLUSTER, disk: DiskId(id), identity: u128::from(id) };
             let formatted = format_disk(&machine.env(), "/disk".as_ref(), identity).await;
@@ -229,6 +230,16 @@ impl Cluster {
         Some((suspects, leader.facts.pending))
     }
 
+    /// Open facts about local journals; `None` where no global controller answers.
+    pub async fn local_copies(&self) -> Option<Vec<FactNumber>> {
+        let request = CoordinatorRequest::Facts { after: FactNumber(0), limit: 4096 };
+        let answer = self.coordinators().call(&request, Duration::from_secs(5)).await;
+        let Ok(CoordinatorReply::Facts { facts, .. }) = answer else { return None };
+        let is_copy = |kind: &FactKind| matches!(kind, FactKind::LocalCopy { .. });
+        let copies = facts.iter().filter(|fact| is_copy(&fact.kind));
+        Some(copies.map(|fact| fact.number).collect())
+    }
+
     /// How far the scrub of each disk is, where a global controller heard it.
     pub async fn scrubs(&self) -> Vec<(DiskId, ScrubStatus)> {
         let statuses = self.coordinators().statuses(Duration::from_secs(5)).await;
@@ -322,6 +333,7 @@ impl Launcher {
                         lccs: 1,
                         threads: Threads::One,
                         groups_kept: 50,
+                        local: Some("/local".into()),
                         shutdown: Rc::new(Notify::new()),
                     };
                     let _ = braid_local_controller::lc::run(env.clone(), config).await;

@@ -40,6 +40,7 @@ impl World {
                     strip_size: None,
                     ack: Some(AckMode::Memory),
                     spread: None,
+                    lccs: None,
                 };
                 let change = CoordinatorRequest::Change(MapChange::SetPolicy(policy));
                 let set = client.coordinators().call(&change, Duration::from_secs(10)).await;

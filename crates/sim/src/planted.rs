@@ -176,6 +176,11 @@ pub const ALL: &[Planted] = &[
         "what_is_not_decided_is_not_read",
     ),
     by_seeds("W-12/what-was-answered-is-not-seen", "a look does not wait for what memory answered"),
+    by_seeds("W-13/answer-before-the-fact", "a local journal answers, and no fact says so"),
+    by_seeds("W-13/the-local-journal-is-not-synced", "a local journal answers before its medium"),
+    by_seeds("W-13/kept-until-it-is-decided", "a local journal forgets what is only held"),
+    by_seeds("W-13/written-over-a-local-copy", "others write while a local copy may be away"),
+    by_seeds("W-13/laid-without-its-fact", "an old local copy is laid over newer bytes"),
     by_script(
         "F-1/a-former-owner-may-close",
         "a fact is closed under a lower grant",

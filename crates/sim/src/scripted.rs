@@ -17,8 +17,8 @@ use braid_client::Client as BraidClient;
 use braid_env::simulated::{self, FrameSeen, Passage, SimProcess, Simulation};
 use braid_env::{Address, Payload};
 use braid_terms::{
-    AckMode, BLOCK_SIZE, ClusterMap, DataType, DeviceId, DiskId, GroupLayout, Incarnation,
-    LayoutGeneration, PolicyQuestion, RaidScheme, ServerId, WriteNumber,
+    AckMode, BLOCK_SIZE, ClusterMap, DataType, DeviceId, DiskId, FactNumber, GroupLayout,
+    Incarnation, LayoutGeneration, PolicyQuestion, RaidScheme, ServerId, WriteNumber,
 };
 use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
 use braid_wire::header::{self, FrameKind, Header};
@@ -434,7 +434,58 @@ impl Script {
         at: u64,
         bytes: Vec<u8>,
     ) -> Result<DeviceLength, Failed> {
-        let (home, ack) = (device.group(), AckMode::Memory);
+        self.write_with(AckMode::Memory, server, device, (at, bytes)).await
+    }
+
+    /// Writes through the LC of a server, answered from its local journal.
+    pub async fn write_local(
+        &self,
+        server: u32,
+        device: &GroupLayout,
+        at: u64,
+        bytes: Vec<u8>,
+    ) -> Result<DeviceLength, Failed> {
+        self.write_with(AckMode::Local, server, device, (at, bytes)).await
+    }
+
+    /// The same with several parts, each one block of equal bytes.
+    pub async fn write_many_local(
+        &self,
+        server: u32,
+        device: &GroupLayout,
+        parts: &[(u64, u8)],
+    ) -> Result<DeviceLength, Failed> {
+        let bytes = parts.iter().flat_map(|(_, byte)| block(*byte)).collect();
+        let parts = parts.iter().map(|(at, _)| (*at, BLOCK_SIZE as u32)).collect();
+        let (home, ack) = (device.group(), AckMode::Local);
+        let op = FileOp::WriteMany { parts, home, fresh: true, ack };
+        match self.file(server, device, op, bytes).await? {
+            (LccReply::Written { length, .. }, _) => Ok(length),
+            (reply, _) => panic!("a write is answered with {reply:?}"),
+        }
+    }
+
+    /// The same in a task of its own.
+    #[must_use]
+    pub fn begin_local(
+        &self,
+        server: u32,
+        device: &GroupLayout,
+        at: u64,
+        bytes: Vec<u8>,
+    ) -> JoinHandle<Result<DeviceLength, Failed>> {
+        let (script, device) = (self.clone(), device.clone());
+        spawn_local(async move { script.write_local(server, &device, at, bytes).await })
+    }
+
+    async fn write_with(
+        &self,
+        ack: AckMode,
+        server: u32,
+        device: &GroupLayout,
+        (at, bytes): (u64, Vec<u8>),
+    ) -> Result<DeviceLength, Failed> {
+        let home = device.group();
         let op = FileOp::Write { at, home, fresh: true, stable: false, append: false, ack };
         match self.file(server, device, op, bytes).await? {
             (LccReply::Written { length, .. }, _) => Ok(length),
@@ -649,6 +700,43 @@ impl Script {
         for server in servers {
             self.disk(*server).set_sync_latency(time..time + Duration::from_millis(1));
         }
+    }
+
+    /// The disk of a server's local journals.
+    #[must_use]
+    pub fn local_disk(&self, server: u32) -> braid_env::simulated::SimDisk {
+        self.simulation.machine(server).disk("/local").expect("every server has one")
+    }
+
+    /// Open facts about local journals.
+    pub async fn copies(&self) -> Vec<FactNumber> {
+        let facts = RefCell::new(None);
+        self.until("a global controller knows the facts", async |script| {
+            *facts.borrow_mut() = script.cluster.local_copies().await;
+            facts.borrow().is_some()
+        })
+        .await;
+        facts.take().unwrap_or_default()
+    }
+
+    /// Waits until no fact about a local journal is open.
+    pub async fn no_copies(&self) {
+        self.until("all facts about local journals are closed", async |script| {
+            script.copies().await.is_empty()
+        })
+        .await;
+    }
+
+    /// Removes the local journals of a server whose LC does not run. Returns how many there were.
+    pub fn remove_local_journals(&self, server: u32) -> usize {
+        let folder = self.simulation.machine(server).env().folder("/local".as_ref());
+        let folder = folder.expect("the disk is there");
+        let files = self.local_disk(server).files();
+        let journals: Vec<_> = files.iter().filter(|path| path.ends_with(".log")).collect();
+        for path in &journals {
+            folder.remove(path.trim_start_matches('/')).expect("a file that is there");
+        }
+        journals.len()
     }
 
     /// The disk of a server.

@@ -40,10 +40,10 @@ pub enum FactKind {
         /// The portion file itself is gone or unreadable: everything of it is missing.
         whole: bool,
     },
-    /// Acknowledged bytes of `group` are only in the local journal of `server`. Source: mode 2.
+    /// Acknowledged bytes of a group may be only in the local journal of `server`. Source: W-13.
     LocalCopy {
-        /// The group.
-        group: DeviceId,
+        /// The group and where it lives, so that whoever reads the fact can settle it.
+        layout: GroupLayout,
         /// Whose local journal has them.
         server: ServerId,
         /// The newest write of the cluster's state that they build on.
@@ -57,8 +57,7 @@ impl FactKind {
     pub fn group(&self) -> Option<DeviceId> {
         match self {
             Self::Pending { .. } => None,
-            Self::Suspect { layout, .. } => Some(layout.group()),
-            Self::LocalCopy { group, .. } => Some(*group),
+            Self::Suspect { layout, .. } | Self::LocalCopy { layout, .. } => Some(layout.group()),
         }
     }
 }

@@ -42,6 +42,30 @@ pub const fn is_planted(_name: &str) -> bool {
     false
 }
 
+/// The device of which the next request ends its LCC by a panic; of all threads, so that a test can say it
+/// of an LCC in another one. None where it is 0.
+#[cfg(feature = "planted")]
+static PANIC_AT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// The next request about this device panics.
+#[cfg(feature = "planted")]
+pub fn plant_panic(device: crate::DeviceId) {
+    PANIC_AT.store(device.0, std::sync::atomic::Ordering::SeqCst);
+}
+
+/// Panics where [`plant_panic`] asked for it, once; nothing without the feature `planted`.
+#[cfg(feature = "planted")]
+pub fn panic_at(device: crate::DeviceId) {
+    let order = std::sync::atomic::Ordering::SeqCst;
+    let is_planted = device.0 != 0 && PANIC_AT.compare_exchange(device.0, 0, order, order).is_ok();
+    assert!(!is_planted, "a planted panic");
+}
+
+/// See above.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub const fn panic_at(_device: crate::DeviceId) {}
+
 /// Notes that an interesting state was reached: a simulation that never reaches it proves nothing of
 /// it. Counted like [`planted!`](crate::planted): in the simulator only.
 #[macro_export]

@@ -67,6 +67,8 @@ pub struct Policy {
     pub ack: Option<AckMode>,
     /// Failure domain to spread over.
     pub spread: Option<Spread>,
+    /// So many LCCs of each LC are for the data type alone, which must be named. Source: O-7.
+    pub lccs: Option<u8>,
 }
 
 /// What is known of an object when its policy is chosen.

@@ -13,7 +13,8 @@
 //! put of a small file        create         owner of the directory, bytes inline
 //! ```
 //! # Invariants
-//! L1 An answered change is decided (held), but for writes that ask for `AckMode::Memory`; `Sync` and `stable` requests wait for the medium (W-9).
+//! L1 An answered change is decided (held), but for writes that ask for `AckMode::Memory` or
+//! `AckMode::Local`; `Sync` and `stable` requests wait for the medium (W-9).
 //! L2 A request with an operation id is done once, however often it is sent.
 //! # Not here
 //! Paths: the client library resolves them.
@@ -21,7 +22,7 @@
 use std::net::SocketAddr;
 
 use braid_terms::{
-    AckMode, DataType, DeviceId, DiskId, GrantNumber, GroupLayout, Incarnation, LccId,
+    AckMode, DataType, DeviceId, DiskId, FactNumber, GrantNumber, GroupLayout, Incarnation, LccId,
     PolicyQuestion, PortionIndex, RaidScheme, ServerId, Spread, WriteNumber,
 };
 use serde::{Deserialize, Serialize};
@@ -745,6 +746,25 @@ pub enum FileOp {
         fresh: bool,
         /// As in `Write`.
         ack: AckMode,
+    },
+    /// The local journal of a server has this write, which was answered; the payload is its bytes. The
+    /// owner lays it, unless the cluster has it. Answer: `Done`; `Conflict` where the cluster lacks it and
+    /// it may not be laid any more. Source: W-13.
+    LayCopy {
+        /// The fact under which it was answered.
+        fact: FactNumber,
+        /// The number that it was given.
+        number: WriteNumber,
+        /// Where each of its parts begins, and its bytes, as in `WriteMany`.
+        parts: Vec<(u64, u32)>,
+        /// Home of the file.
+        home: DeviceId,
+    },
+    /// Nothing more comes from a local journal under this fact, as its server or an operator says: what was
+    /// laid is made stable and the fact is closed. Answer: `Done`. Source: W-13.
+    EndCopy {
+        /// Which fact.
+        fact: FactNumber,
     },
 }
 

@@ -761,7 +761,8 @@ impl Device {
                 LccReply::Length(self.length_now())
             }
             FileOp::Seek { at, hole } => LccReply::Place(self.seek(at, hole)),
-            FileOp::Remove => LccReply::Done,
+            // A store in memory has no local journals.
+            FileOp::Remove | FileOp::LayCopy { .. } | FileOp::EndCopy { .. } => LccReply::Done,
             FileOp::WriteMany { parts, .. } => {
                 let mut bytes = payload.clone().into_bytes();
                 for (at, size) in &parts {

@@ -21,7 +21,8 @@ use tokio::sync::RwLock;
 
 use super::access::{own_refusal, read_refusal, write_refusal};
 use super::checks::{bad, check_file_layout};
-use crate::{DeviceWrite, Group, GroupWrite, Lcc};
+use crate::group::Laid;
+use crate::{DeviceWrite, Group, GroupWrite, Lcc, OwnError};
 
 /// File devices of one LCC.
 pub struct FileDevices {
@@ -43,23 +44,23 @@ impl FileDevices {
         check_file_layout(layout)?;
         match op {
             FileOp::Write { at, home, fresh, stable, append, ack } => {
-                let group = self.to_write(layout, home, fresh).await?;
-                let ahead = ack == AckMode::Memory && !stable;
-                let write = Write { at, stable, append, ahead, bytes: payload };
+                let group = self.to_change(layout, home, fresh).await?;
+                let ack = if stable { AckMode::Cluster } else { ack };
+                let write = Write { at, stable, append, ack, bytes: payload };
                 self.write(&group, write).await
             }
             FileOp::WriteMany { parts, home, fresh, ack } => {
                 let writes = cut(&parts, payload)?;
-                let group = self.to_write(layout, home, fresh).await?;
+                let group = self.to_change(layout, home, fresh).await?;
                 let turn = self.turn(&group);
                 let _shared = turn.read().await;
                 let size: u64 = writes.iter().map(|write| write.bytes.len() as u64).sum();
-                let (number, length) = write_all(&group, writes, ack == AckMode::Memory).await?;
+                let (number, length) = write_all(&group, writes, ack).await?;
                 self.lcc.count(|counters| counters.bytes_written += size);
                 Ok((LccReply::Written { at: parts[0].0, length }, Some(number), Payload::empty()))
             }
             FileOp::Truncate { length, home } => {
-                let group = self.to_write(layout, home, false).await?;
+                let group = self.to_change(layout, home, false).await?;
                 let turn = self.turn(&group);
                 let _alone = turn.write().await;
                 set_length(&group, length).await
@@ -75,6 +76,7 @@ impl FileDevices {
             }
             FileOp::Punch { at, length } => {
                 let group = self.group(layout).await?;
+                group.check_no_copies().map_err(write_refusal)?;
                 let turn = self.turn(&group);
                 let _alone = turn.write().await;
                 punch(&group, at, length).await
@@ -98,8 +100,53 @@ impl FileDevices {
                 group.sync().await.map_err(write_refusal)?;
                 told(LccReply::Length(length_of(&group)))
             }
+            FileOp::LayCopy { fact, number, parts, home } => {
+                let writes = cut(&parts, payload)?;
+                let group = match self.lcc.group(layout).await {
+                    // What was answered may be all that was ever written.
+                    Err(OwnError::Unknown) => {
+                        let is_open = self.lcc.is_open_fact(layout.group(), fact).await;
+                        if !is_open.map_err(own_refusal)? {
+                            return told(LccReply::Done);
+                        }
+                        self.lcc.group_or_create(layout, home).await
+                    }
+                    group => group,
+                };
+                let group = group.map_err(own_refusal)?;
+                if !group.has_number(number) {
+                    let laid = group.lay((fact, number), writes).await;
+                    if laid.map_err(write_refusal)? == Laid::Conflict {
+                        return Err(LccRefusal::Conflict);
+                    }
+                }
+                told(LccReply::Done)
+            }
+            FileOp::EndCopy { fact } => {
+                match self.lcc.group(layout).await {
+                    Ok(group) => group.end_copy(fact).await.map_err(write_refusal)?,
+                    Err(OwnError::Unknown) => {
+                        let closed = self.lcc.close_of_unknown(layout.group(), fact).await;
+                        closed.map_err(own_refusal)?;
+                    }
+                    Err(error) => return Err(own_refusal(error)),
+                }
+                told(LccReply::Done)
+            }
             FileOp::Remove => Err(bad("a removal is done elsewhere")),
         }
+    }
+
+    /// The group, made where it never was, if it may be changed.
+    async fn to_change(
+        &self,
+        layout: &GroupLayout,
+        home: DeviceId,
+        fresh: bool,
+    ) -> Result<Rc<Group>, LccRefusal> {
+        let group = self.to_write(layout, home, fresh).await?;
+        group.check_no_copies().map_err(write_refusal)?;
+        Ok(group)
     }
 
     /// The group, all that was answered of it decided.
@@ -147,20 +194,18 @@ impl FileDevices {
     }
 
     async fn write(&self, group: &Rc<Group>, write: Write) -> Answer {
-        let Write { at, stable, append, ahead, bytes } = write;
-        if bytes.is_empty() || REQUEST_BYTES_MAX < bytes.len() {
-            return Err(bad("a write has 1 byte to 4 MiB"));
-        }
+        let Write { at, stable, append, ack, bytes } = write;
+        check_payload(&bytes)?;
         let size = bytes.len() as u64;
         // Not a task: what is numbered goes on if this is dropped half way.
         let turn = self.turn(group);
         let (at, (number, length)) = if append {
             let _alone = turn.write().await;
             let at = group.length_ahead(0);
-            (at, write_at(group, at, bytes, ahead).await?)
+            (at, write_at(group, at, bytes, ack).await?)
         } else {
             let _shared = turn.read().await;
-            (at, write_at(group, at, bytes, ahead).await?)
+            (at, write_at(group, at, bytes, ack).await?)
         };
         self.lcc.count(|counters| counters.bytes_written += size);
         if stable {
@@ -174,9 +219,14 @@ struct Write {
     at: u64,
     stable: bool,
     append: bool,
-    /// Answered before it is decided.
-    ahead: bool,
+    /// When it is answered.
+    ack: AckMode,
     bytes: Bytes,
+}
+
+fn check_payload(bytes: &Bytes) -> Result<(), LccRefusal> {
+    let fits = (1..=REQUEST_BYTES_MAX).contains(&bytes.len());
+    if fits { Ok(()) } else { Err(bad("a write has 1 byte to 4 MiB")) }
 }
 
 /// Under an owner that changed nothing yet the number is that of its opening: a power cut may have
@@ -198,9 +248,9 @@ async fn write_at(
     group: &Rc<Group>,
     at: u64,
     bytes: Bytes,
-    ahead: bool,
+    ack: AckMode,
 ) -> Result<(WriteNumber, DeviceLength), LccRefusal> {
-    write_all(group, vec![DeviceWrite { device_index: 0, at, bytes }], ahead).await
+    write_all(group, vec![DeviceWrite { device_index: 0, at, bytes }], ack).await
 }
 
 /// The parts of a payload.
@@ -224,19 +274,23 @@ fn cut(parts: &[(u64, u32)], payload: Bytes) -> Result<Vec<DeviceWrite>, LccRefu
 async fn write_all(
     group: &Rc<Group>,
     writes: Vec<DeviceWrite>,
-    ahead: bool,
+    ack: AckMode,
 ) -> Result<(WriteNumber, DeviceLength), LccRefusal> {
     let end = |write: &DeviceWrite| write.at.checked_add(write.bytes.len() as u64);
     if writes.iter().any(|write| end(write).is_none_or(|end| i64::MAX as u64 <= end)) {
         return Err(LccRefusal::TooBig);
     }
-    let change = GroupWrite { writes, ..GroupWrite::default() };
-    if ahead {
-        let (number, bytes) = group.write_ahead(change).await.map_err(write_refusal)?;
-        return Ok((number, DeviceLength { number, bytes }));
-    }
-    let number = group.write(change).await.map_err(write_refusal)?;
-    Ok((number, length_of(group)))
+    let many = |writes| GroupWrite { writes, ..GroupWrite::default() };
+    let answered = match ack {
+        AckMode::Cluster => {
+            let number = group.write(many(writes)).await.map_err(write_refusal)?;
+            return Ok((number, length_of(group)));
+        }
+        AckMode::Memory => group.write_ahead(many(writes)).await,
+        AckMode::Local => group.write_local(writes).await,
+    };
+    let (number, bytes) = answered.map_err(write_refusal)?;
+    Ok((number, DeviceLength { number, bytes }))
 }
 
 async fn read(group: &Rc<Group>, at: u64, length: u32, stable: bool) -> Answer {

@@ -16,6 +16,7 @@
 //! | `file.rs`       | bytes of file devices                                                    |
 //! | `locks.rs`      | who holds locks of files                                                 |
 //! | `touched.rs`    | of whose copies a change makes old ones                                  |
+//! | `copies.rs`     | what the local journal has of groups, and how the cluster gets it        |
 //! | `removal.rs`    | how devices that nothing names go away                                   |
 //! | `root.rs`       | how the root directory comes to be                                       |
 //! | `uses.rs`       | where a group's requests come from, and where it is to go                |
@@ -24,8 +25,9 @@
 
 pub(crate) mod access;
 mod batch;
-mod bytes_le;
+pub(crate) mod bytes_le;
 mod checks;
+mod copies;
 mod file;
 mod joint;
 mod locks;

@@ -32,6 +32,7 @@ use tokio::time::{sleep, timeout};
 use super::requests::Files;
 use super::uses::{Caller, Entry, Move, Place, UnderWay};
 use crate::Group;
+use crate::policy::lcc_of;
 
 impl Files {
     /// A request of a group begins; it waits while the group leaves.
@@ -124,7 +125,8 @@ impl Files {
                 servers[usize::try_from(device.0 % count).ok()?]
             }
         };
-        let index = u8::try_from(device.0 % server.lccs.len() as u64).ok()?;
+        let count = u8::try_from(server.lccs.len()).ok()?;
+        let index = lcc_of(&map, count, self.lcc.open_group(device)?.layout());
         Some((LccId { server: server.id, index }, server.lc_address))
     }
 

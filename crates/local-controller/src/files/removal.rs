@@ -62,6 +62,7 @@ pub async fn remove_group(lcc: &Rc<Lcc>, layout: &GroupLayout) -> Result<(), Lcc
             return Err(LccRefusal::Unavailable { reason });
         }
     }
+    lcc.local.settle(layout.group(), |_| true);
     for fact in facts {
         // A fact that stays is met by whoever works it off: no portion knows the group.
         let _ = lcc.close_fact(fact.number, grant).await;

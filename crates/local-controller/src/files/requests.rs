@@ -193,6 +193,12 @@ impl Files {
         self.random
     }
 
+    /// For an operation of its own.
+    pub(super) fn new_operation(&self) -> OperationId {
+        self.counter.set(self.counter.get() + 1);
+        OperationId { client: self.random, counter: self.counter.get() }
+    }
+
     /// From now on this is told of changes that were answered ahead and are lost.
     pub fn set_losses(&self, losses: Losses) {
         *self.losses.borrow_mut() = losses;
@@ -236,6 +242,7 @@ impl Files {
             | LccRequest::KeepCaches { .. }
             | LccRequest::Status => None,
         };
+        group.iter().for_each(|device| braid_terms::panic_at(*device));
         let Asker { caller, session, .. } = asker;
         let _under_way = match group {
             Some(group) => Some(self.enter(group, caller).await?),
@@ -500,8 +507,7 @@ impl Files {
         id: DeviceId,
         change: i32,
     ) -> Result<(), LccRefusal> {
-        self.counter.set(self.counter.get() + 1);
-        let operation = OperationId { client: self.random, counter: self.counter.get() };
+        let operation = self.new_operation();
         let changes = AttributeChanges { nlink: change, ..AttributeChanges::default() };
         let op = DirectoryOp::SetAttributes { operation, id, changes, stable: false };
         let around = Circumstances { now: self.now(), new_id: DeviceId(0), session: 0 };
@@ -763,8 +769,7 @@ impl Files {
         self: &Rc<Self>,
         layout: &GroupLayout,
     ) -> Result<LccReply, LccRefusal> {
-        self.counter.set(self.counter.get() + 1);
-        let operation = OperationId { client: self.random, counter: self.counter.get() };
+        let operation = self.new_operation();
         let of = |op| LccRequest::Directory { layout: layout.clone(), op };
         match self.ask_owner(layout, of(DirectoryOp::Retire { operation })).await {
             // It was never begun, but portions of it may be there.
@@ -798,6 +803,16 @@ impl Files {
         address: SocketAddr,
         request: &LccRequest,
     ) -> Result<LccReply, LccRefusal> {
+        self.tell_peer((lcc, address), request, Payload::empty()).await
+    }
+
+    /// As `ask_peer`, with a payload.
+    pub(super) async fn tell_peer(
+        &self,
+        (lcc, address): (LccId, SocketAddr),
+        request: &LccRequest,
+        payload: Payload,
+    ) -> Result<LccReply, LccRefusal> {
         let unavailable = |reason: String| LccRefusal::Unavailable { reason };
         let place = (address, lcc.index);
         let known = self.peers.borrow().get(&place).cloned().filter(|peer| !peer.is_closed());
@@ -819,7 +834,7 @@ impl Files {
                 peer
             }
         };
-        match peer.call(request, Payload::empty(), PEER_WAIT).await {
+        match peer.call(request, payload, PEER_WAIT).await {
             Ok((answer, _)) => answer.map(|answer| answer.reply),
             Err(error) => Err(unavailable(format!("{address}: {error}"))),
         }

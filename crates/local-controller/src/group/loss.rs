@@ -30,7 +30,8 @@ impl Group {
 
     /// Whether writes that a client was told of still count.
     ///
-    /// Errors: `HeldLost`; `LostOwnership` where a later owner told of one.
+    /// Errors: `HeldLost`; `LostOwnership` where a later owner told of one; `Unavailable` while it may be
+    /// in a local journal.
     pub(crate) fn check_written(&self, written: &[WriteNumber]) -> Result<(), WriteError> {
         let ends = self.state.borrow().ends.clone();
         for number in written {
@@ -40,6 +41,8 @@ impl Group {
             let is_void = number.grant == self.grant && self.take_void(*number);
             if (is_void || is_lost(*number, self.grant, &ends)) && !planted!("W-9/loss-is-not-told")
             {
+                // A server that is away may have it: nobody knows yet.
+                self.may_come_back()?;
                 tracing::warn!(group = %self.layout.group(), %number, "an answered write is lost");
                 return Err(WriteError::HeldLost);
             }
@@ -56,7 +59,7 @@ impl Group {
 /// | one with an end                    | above that end                |
 /// | before all of a full list          | no: older than what is known  |
 /// | any other                          | yes: nothing counts of it     |
-fn is_lost(number: WriteNumber, current: GrantNumber, ends: &[WriteNumber]) -> bool {
+pub(super) fn is_lost(number: WriteNumber, current: GrantNumber, ends: &[WriteNumber]) -> bool {
     if number.grant == current {
         return false;
     }

@@ -17,8 +17,10 @@
 mod ahead;
 mod build;
 mod clean;
+mod copies;
 mod heal;
 mod images;
+mod local;
 mod loss;
 pub(crate) mod open;
 mod read;
@@ -36,7 +38,7 @@ use std::rc::{Rc, Weak};
 use braid_raid::{Code, Geometry};
 use braid_terms::{
     DeviceId, DiskId, FactNumber, GrantNumber, GroupLayout, Incarnation, JournalPosition,
-    PortionIndex, WriteNumber,
+    PortionIndex, ServerId, WriteNumber,
 };
 use braid_wire::io::{Absent, Footprint, Missed, Participant, RecordKind};
 use bytes::Bytes;
@@ -44,7 +46,9 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::disks::DiskUp;
 use crate::lcc::Lcc;
+pub(crate) use copies::Laid;
 use images::SlotChange;
+use local::Local;
 use row_locks::{RowGuard, RowLocks};
 
 /// A group that this LCC owns and has open.
@@ -84,6 +88,12 @@ pub(crate) struct State {
     pub ahead: BTreeSet<WriteNumber>,
     /// Those that were answered and came to nothing, and nobody was told.
     pub ahead_void: Vec<WriteNumber>,
+    /// Its busy period, in which writes are answered from the local journal.
+    pub local: Local,
+    /// Open facts about local journals, as told at the open, and whose.
+    pub copies: Vec<(FactNumber, ServerId)>,
+    /// Ends of former grants went up, and the slots were not told.
+    pub laid: bool,
     /// Why it takes nothing any more.
     pub dead: Option<Dead>,
     /// Marks moved that the slots have not heard.
@@ -311,6 +321,7 @@ impl Group {
             && !state.marks_due
             && !state.repairing
             && !state.withdrawing
+            && state.local.is_idle()
     }
 
     /// Whether it still works.
@@ -354,6 +365,8 @@ impl Group {
                 lcc.note_lost(self.layout.group());
             }
             lcc.forget(self.layout.group(), self.grant);
+            // What it leaves in the local journal is to be laid.
+            lcc.local.bell.notify_one();
         }
     }
 }

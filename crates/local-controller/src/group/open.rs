@@ -27,6 +27,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::images::{Images, slot_bit};
+use super::local::Local;
 use super::resolve::{Counts, Resolution, resolve};
 use super::slots::{NOT_READY_WINDOW, Opened, REOPEN_WINDOW};
 use super::{Condition, Dead, Group, Link, RowLocks, Slot, State};
@@ -56,10 +57,11 @@ impl Group {
     pub(crate) fn fresh(
         lcc: &Rc<Lcc>,
         layout: GroupLayout,
-        grant: GrantNumber,
+        (grant, facts): (GrantNumber, &[Fact]),
         home: DeviceId,
     ) -> Result<Rc<Self>, OpenError> {
         let group = Self::new(lcc, layout, grant, home, true)?;
+        group.take_copies(facts);
         {
             let mut state = group.state.borrow_mut();
             for slot in &mut state.slots {
@@ -109,6 +111,9 @@ impl Group {
             missed: Vec::new(),
             ahead: BTreeSet::new(),
             ahead_void: Vec::new(),
+            local: Local::new(),
+            copies: Vec::new(),
+            laid: false,
             dead: None,
             marks_due: false,
             repairing: false,
@@ -198,6 +203,7 @@ impl Group {
     }
 
     fn take_facts(&self, facts: &[Fact]) {
+        self.take_copies(facts);
         let mut state = self.state.borrow_mut();
         for fact in facts {
             if let FactKind::Suspect { layout, slot, after, whole } = &fact.kind

@@ -102,10 +102,11 @@ impl Group {
         self.stable(decided).await
     }
 
-    /// Waits until all that was numbered is decided and stable.
+    /// Waits until all that was numbered is decided and stable, and nothing is in a local journal only.
     pub(crate) async fn drain(self: &Rc<Self>) -> Result<(), WriteError> {
         self.pending_settled().await?;
-        self.sync().await
+        self.sync().await?;
+        Ok(self.busy_ended().await?)
     }
 
     /// Waits until nothing that was numbered is undecided.
@@ -171,6 +172,7 @@ impl Group {
         }
         if state.stable != before {
             state.marks_due = true;
+            self.settle_local(&lcc, &state);
             drop(state);
             lcc.marks_due(self);
             self.changed.notify_waiters();
@@ -529,6 +531,9 @@ impl Group {
             return;
         }
         if let Ok(lcc) = self.lcc() {
+            if planted!("W-13/kept-until-it-is-decided") {
+                self.settle_local(&lcc, &self.state.borrow());
+            }
             lcc.unstable(self);
         }
         for (done, locks, number, void) in answers {

@@ -413,6 +413,7 @@ impl Cluster {
             lccs: 1,
             threads: Threads::One,
             groups_kept: 1000,
+            local: None,
             shutdown: Rc::new(Notify::new()),
         }
     }

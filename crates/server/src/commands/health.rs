@@ -13,7 +13,7 @@ use braid_terms::{
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest, CoordinatorStatus};
 use braid_wire::coordinator_client::CoordinatorClient;
 use braid_wire::io::ScrubStatus;
-use braid_wire::lcc::{Answer, Lcc, LccReply, LccRequest, LccStatus};
+use braid_wire::lcc::{Answer, FileOp, Lcc, LccReply, LccRequest, LccStatus};
 use braid_wire::main_controller::{MainController, MainReply, MainRequest, ProcessInfo};
 use braid_wire::rpc::{Client, Hello, Peer, Role, Service};
 use serde_json::json;
@@ -536,6 +536,27 @@ pub fn facts(global: &Global, as_json: bool) -> Outcome {
     })?
 }
 
+/// `braid facts --discard`: an operator gives up what a server has in its local journal. Source: W-13.
+pub fn discard(global: &Global, number: u64) -> Outcome {
+    let file = cluster_file(global)?;
+    machine::run(async {
+        let env = machine::env(Default::default());
+        let seen = look(&env, &file, Duration::from_secs(3)).await;
+        if seen.map.is_none() {
+            return Err(Failure::Unreachable(seen.reasons().join("; ")));
+        }
+        let fact = seen.facts.iter().find(|fact| fact.number.0 == number);
+        let Some(FactKind::LocalCopy { layout, .. }) = fact.map(|fact| &fact.kind) else {
+            return Err(Failure::Failed(format!("{number} is no local copy: see braid facts")));
+        };
+        let client = braid_client::Client::connect(env.clone(), &file).await?;
+        let op = FileOp::EndCopy { fact: FactNumber(number) };
+        client.file_op(layout, op, Payload::empty()).await?;
+        println!("device {} may be changed again", layout.group());
+        Ok(ExitCode::SUCCESS)
+    })?
+}
+
 fn fact_row(fact: &Fact) -> serde_json::Value {
     let number = fact.number.0;
     match &fact.kind {
@@ -552,9 +573,9 @@ fn fact_row(fact: &Fact) -> serde_json::Value {
                 "text": format!("{number}: suspect: portion {name} on disk {} may lack writes after {after}", layout.disk(*slot)),
             })
         }
-        FactKind::LocalCopy { group, server, .. } => json!({
-            "number": number, "kind": "local_copy", "device": group.0, "server": server.0,
-            "text": format!("{number}: local copy: bytes of device {group} are only on server {server}"),
+        FactKind::LocalCopy { layout, server, .. } => json!({
+            "number": number, "kind": "local_copy", "device": layout.group().0, "server": server.0,
+            "text": format!("{number}: local copy: bytes of device {} may be only on server {server}", layout.group()),
         }),
     }
 }

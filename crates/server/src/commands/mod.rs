@@ -65,7 +65,8 @@ pub fn run(arguments: Cli) -> Outcome {
         }
         Command::Policy(policy) => with_client(&global, async |c, _| policy::run(c, &policy).await),
         Command::Status { json, watch } => health::status(&global, json, watch),
-        Command::Facts { json } => health::facts(&global, json),
+        Command::Facts { discard: Some(number), .. } => health::discard(&global, number),
+        Command::Facts { json, discard: None } => health::facts(&global, json),
         Command::Repair { wait } => health::repair(&global, wait),
         Command::Scrub { wait, path: None } => scrub::disks(&global, wait),
         Command::Scrub { path: Some(path), .. } => {

@@ -93,9 +93,18 @@ fn policy_of(set: &PolicySet) -> Result<Policy, String> {
         None => None,
         Some("cluster") => Some(AckMode::Cluster),
         Some("memory") => Some(AckMode::Memory),
-        Some("local") => return Err("--ack local is not built yet".to_owned()),
-        Some(other) => return Err(format!("--ack is memory or cluster, not {other}")),
+        Some("local") => Some(AckMode::Local),
+        Some(other) => return Err(format!("--ack is memory, local or cluster, not {other}")),
     };
+    let is_more = set.path_glob.is_some()
+        || set.min_size.is_some()
+        || set.client.is_some()
+        || set.priority.is_some();
+    if set.lccs.is_some() && (is_more || data_type.is_none()) {
+        return Err(
+            "--lccs reserves LCCs for a --type, and goes with no other condition".to_owned()
+        );
+    }
     let spread = match set.spread.as_deref() {
         None => None,
         Some("server") => Some(Spread::Server),
@@ -113,6 +122,7 @@ fn policy_of(set: &PolicySet) -> Result<Policy, String> {
         strip_size,
         ack,
         spread,
+        lccs: set.lccs,
     })
 }
 
@@ -153,6 +163,7 @@ fn row(policy: &Policy) -> serde_json::Value {
         "strip_size": policy.strip_size,
         "spread": policy.spread.map(spread_text),
         "ack": policy.ack.map(ack_text),
+        "lccs": policy.lccs,
     })
 }
 
@@ -174,6 +185,7 @@ fn line(policy: &Policy) -> String {
         ("strip", policy.strip_size.map(|size| size.to_string())),
         ("ack", policy.ack.map(|ack| ack_text(ack).to_owned())),
         ("spread", policy.spread.map(|spread| spread_text(spread).to_owned())),
+        ("lccs", policy.lccs.map(|lccs| lccs.to_string())),
     ];
     parts.extend(shown.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?))));
     parts.join(" ")
