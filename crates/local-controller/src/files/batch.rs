@@ -519,7 +519,7 @@ impl<G: GroupAccess> Directory<G> {
     async fn collect(&self) {
         let newest = {
             let core = self.core.borrow();
-            if core.pending.is_empty() || BATCH_BYTES_MAX / 4 < core.pending.bytes {
+            if core.pending.is_empty() || BATCH_BYTES_MAX / 2 < core.pending.bytes {
                 return;
             }
             core.pending.newest()
@@ -728,9 +728,9 @@ const ROLES: [LogRole; 2] = [LogRole::Names, LogRole::Attributes];
 /// Bytes of changes above which a batch takes no more; each change may add some 100 KiB.
 const BATCH_BYTES_MAX: usize = 2 << 20;
 
-/// How long a batch collects for which nobody waits. Longer than a cluster write takes, so that its
-/// costs are shared; short, since a crash of the mount takes what it has.
-const COLLECT_MAX: Duration = Duration::from_millis(4);
+/// How long a batch collects for which nobody waits. Some cluster writes long, so that many changes
+/// share one; short, since a crash of the mount takes what it has.
+const COLLECT_MAX: Duration = Duration::from_millis(20);
 
 /// Bytes of a checkpoint in one cluster write.
 const CHECKPOINT_PIECE: usize = 1 << 20;
