@@ -13,14 +13,20 @@ utime_now = {}
 utimensat = {}
 [settings]
 naptime = 0.001
-allow_remount = true
+allow_remount = false
 [dummy_auth]
 entries = [["nobody", "nogroup"], ["tests", "tests"]]
 TOML
 # A file system of another device, for EXDEV.
 other=/dev/shm; [ -d "$other" ] || other=/tmp
 status=0
-pjdfstest -c "$SCRATCH/pjdfstest.toml" -p "$MOUNT" -s "$other" > "$SCRATCH/log" 2>&1 || status=$?
-grep -A3 -E ' (FAILED|skipped)$' "$SCRATCH/log"
-grep '^Summary' "$SCRATCH/log"
+run() {
+  pjdfstest -c "$SCRATCH/pjdfstest.toml" -p "$MOUNT" -s "$other" "$@" > "$SCRATCH/log" 2>&1 || status=$?
+  grep -A3 -E ' (FAILED|skipped)$' "$SCRATCH/log" || true
+  grep '^Summary' "$SCRATCH/log"
+}
+run
+# Apart: another test leaves a file open for writing, and no file system is made read-only under that.
+sed -i 's/^allow_remount.*/allow_remount = true/' "$SCRATCH/pjdfstest.toml"
+run erofs
 exit $status
