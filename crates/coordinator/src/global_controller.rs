@@ -78,6 +78,8 @@ struct LcLease {
     told: bool,
     /// Its invalidation was ordered.
     condemned: bool,
+    /// Clients may have copies that it gave. Source: N-1.
+    has_copies: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -170,14 +172,16 @@ impl GlobalController {
         let lccs: BTreeMap<_, _> = lccs.collect();
         // Copies that an LCC gave end with the lease that its LC had then, also where that lives on.
         let ended = self.lccs.iter().filter(|(lcc, _)| !lccs.contains_key(lcc));
-        let last = ended.filter_map(|(_, lc)| self.lcs.get(lc)).map(|lease| lease.until).max();
+        let leases = ended.filter_map(|(_, lc)| self.lcs.get(lc)).filter(|lease| lease.has_copies);
+        let last = leases.map(|lease| lease.until).max();
         self.caches_until = self.caches_until.max(last.unwrap_or_default());
         self.lccs = lccs;
         self.lcs.retain(|lc, _| valid.contains(lc));
         self.work_cursors.retain(|lc, _| valid.contains(lc));
         for lc in valid {
             let told = lc > self.last_incarnation_before;
-            let lease = LcLease { until: now + lease_at_gc(), told, condemned: false };
+            let until = now + lease_at_gc();
+            let lease = LcLease { until, told, condemned: false, has_copies: true };
             self.lcs.entry(lc).or_insert(lease);
         }
         let disks = map.disks.values().filter_map(|disk| Some((disk.incarnation?, disk.id)));
@@ -285,6 +289,13 @@ impl GlobalController {
         let grant = self.next_grant();
         self.holders.insert(group, Holding { lcc, grant });
         Ownership::Granted(grant)
+    }
+
+    /// An LC ends, and clients have given back all copies that it gave. Source: N-1.
+    pub fn took_copies_back(&mut self, lc: Incarnation) {
+        if let Some(lease) = self.lcs.get_mut(&lc) {
+            lease.has_copies = false;
+        }
     }
 
     /// How long clients may still have copies of what owners gave that are gone. Source: N-1.

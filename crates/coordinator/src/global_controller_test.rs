@@ -115,6 +115,17 @@ fn copies_live_as_long_as_the_lease_of_who_gave_them() {
     assert_eq!(world.gc.caches_left_ms(START + LEASE + LEASE, &world.state), 0);
 }
 
+/// Who ends cleanly has taken its copies back.
+#[test] // Proves: N-1.
+fn nobody_waits_for_copies_of_an_lc_that_ended_cleanly() {
+    let mut world = World::new().all_told();
+    assert_eq!(world.gc.caches_left_ms(START + LEASE, &world.state), 0);
+    world.renew(START + LEASE, 0).unwrap();
+    world.gc.took_copies_back(world.lcs[0]);
+    world.invalidate(0);
+    assert_eq!(world.gc.caches_left_ms(START + LEASE, &world.state), 0);
+}
+
 /// An LCC that panicked is registered anew while its LC lives on. What it owned is free at once, and the
 /// copies that it gave live as long as the lease that its LC had then.
 #[test] // Proves: N-1, O-3.

@@ -89,6 +89,7 @@ impl Driver {
                 self.change(Command::RegisterLcc { lc, index }).await
             }
             CoordinatorRequest::UnregisterLc { lc } => {
+                self.lead(|controller, _, _| controller.took_copies_back(lc))?;
                 self.change(Command::UnregisterLc { lc }).await
             }
             CoordinatorRequest::RegisterIo { disk, identity } => {

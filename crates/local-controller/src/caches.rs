@@ -82,6 +82,8 @@ pub struct Caches {
     quiet: RefCell<BTreeMap<DeviceId, Moment>>,
     /// Files, by their groups, of which one name is counted for those who have them open. Source: N-4.
     held: RefCell<BTreeMap<(DeviceId, DeviceId), Held>>,
+    /// Nothing is granted any more.
+    is_ending: Cell<bool>,
     /// Notes of unsent bytes so far.
     notes: Cell<u64>,
     /// A recall was answered, or a session ended.
@@ -162,6 +164,7 @@ impl Caches {
             groups: RefCell::default(),
             quiet: RefCell::default(),
             held: RefCell::default(),
+            is_ending: Cell::new(false),
             notes: Cell::new(0),
             answered: Notify::new(),
         }
@@ -184,7 +187,7 @@ impl Caches {
 
     /// What a look of this session says may be kept by it, unless it is about to change.
     pub fn grant(&self, group: DeviceId, session: Session) -> bool {
-        if session == 0 || !self.is_registered(session) {
+        if session == 0 || self.is_ending.get() || !self.is_registered(session) {
             return false;
         }
         let mut groups = self.groups.borrow_mut();
@@ -267,7 +270,7 @@ impl Caches {
             let mut groups = self.groups.borrow_mut();
             let watched = groups.entry(group).or_default();
             let by_other = watched.unsent.get(&id).is_some_and(|(by, _)| *by != session);
-            if watched.is_ending || by_other {
+            if watched.is_ending || self.is_ending.get() || by_other {
                 return Err(LccRefusal::Conflict);
             }
             watched.unsent.insert(id, note);
@@ -393,6 +396,15 @@ impl Caches {
             watched.unsent.clear();
         }
         changing
+    }
+
+    /// The LC ends: nobody has copies of any of its groups when this returns, and nobody gets any.
+    /// Source: N-1.
+    pub async fn end_all(self: &Rc<Self>) {
+        self.is_ending.set(true);
+        let groups: Vec<DeviceId> = self.groups.borrow().keys().copied().collect();
+        let ended = groups.into_iter().map(|group| self.end_group(group));
+        futures_util::future::join_all(ended).await;
     }
 
     /// Queues a recall; what waits for the same client and group goes together.

@@ -209,6 +209,7 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
                 spawn_local(async move {
                     files.hand_over_removals().await;
                     files.ahead_decided().await;
+                    lcc.caches.end_all().await;
                     lcc.set_ending();
                     reply.send(finish_all(&lcc).await)
                 });

@@ -74,7 +74,7 @@ pub enum CoordinatorRequest {
         /// Which LCC.
         index: u8,
     },
-    /// A clean end: all groups are given up, nothing is unfinished. Closes the LCCs' pending facts
+    /// A clean end: all groups are given up, nothing is unfinished, no client has copies. Closes the LCCs' pending facts
     /// and ends their validity. Answer: `Done`.
     UnregisterLc {
         /// The LC that ends.

@@ -435,14 +435,19 @@ impl From<&JointAnswer> for Answer {
 /// What of a directory a look needs to be settled.
 pub fn seen_by(state: &State, op: &DirectoryOp) -> Option<JointId> {
     let locked = |key: &LockKey| state.locked.get(key).copied();
+    let any_name = || {
+        let from_first = LockKey::Name(Bytes::new())..LockKey::Count(DeviceId(0));
+        state.locked.range(from_first).next().map(|(_, id)| *id)
+    };
     match op {
         DirectoryOp::Lookup { name } => locked(&LockKey::Name(name.clone())).or_else(|| {
             let entry = state.names.get(name).filter(|entry| entry.home.is_none())?;
             locked(&LockKey::Count(entry.id))
         }),
-        DirectoryOp::List { .. } => {
-            let from_first = LockKey::Name(Bytes::new())..LockKey::Count(DeviceId(0));
-            state.locked.range(from_first).next().map(|(_, id)| *id)
+        DirectoryOp::List { .. } => any_name(),
+        // Its times, and how many entries and subdirectories it has.
+        DirectoryOp::GetAttributes { id } if *id == state.id => {
+            any_name().or_else(|| locked(&LockKey::Empty))
         }
         DirectoryOp::GetAttributes { id } => locked(&LockKey::Count(*id)),
         DirectoryOp::Parent => locked(&LockKey::Parent),

@@ -3,6 +3,7 @@
 use braid_wire::lcc::{AttributeChanges, NewAttributes};
 
 use super::super::log::LogRole;
+use super::super::record::Change;
 use super::super::rules::test::{Bench, GROUP, layout, plain};
 use super::super::state::VOIDS_KEPT;
 use super::*;
@@ -401,4 +402,25 @@ fn an_operation_is_made_by_one_attempt_only() {
     bench.decide();
     assert_eq!(shown(&judge(&mut bench, &other)), "conflict");
     assert!(bench.state.locked.is_empty());
+}
+
+#[test] // Proves: W-7. What a directory says of itself is not told while names of it are locked.
+fn a_look_at_the_directory_itself_waits_for_its_names() {
+    let own = DirectoryOp::GetAttributes { id: bench().0.state.id };
+    let steps = [
+        (leave("a", bench().1[0]), true),
+        (enter("x", None), true),
+        (JointStep::Retire, true),
+        (count(bench().1[0], 1), false),
+        (JointStep::SetParent { parent: layout(&HOME) }, false),
+    ];
+    for (step, waits) in steps {
+        let (mut bench, _) = bench();
+        let joint = Box::new(bench.joint());
+        let id = joint.id;
+        // What an intent locks does not depend on whether it could be made.
+        let intent = Intent { joint: *joint, steps: vec![step.clone()] };
+        bench.state.apply(Change::Intent(Box::new(intent)));
+        assert_eq!(seen_by(&bench.state, &own), waits.then_some(id), "{step:?}");
+    }
 }

@@ -85,9 +85,13 @@ pub fn changed(own: DeviceId, changes: &[Change], asked: &[Asked]) -> Changed {
             Change::Intent(intent) => {
                 for key in intent.keys() {
                     match key {
-                        LockKey::Name(name) => drop(changed.names.entry(name).or_default()),
+                        LockKey::Name(name) => {
+                            changed.names.entry(name).or_default();
+                            changed.ids.entry(own).or_default();
+                        }
                         LockKey::Count(id) => drop(changed.ids.entry(id).or_default()),
-                        LockKey::Empty | LockKey::Parent | LockKey::Operation(_) => {}
+                        LockKey::Empty => drop(changed.ids.entry(own).or_default()),
+                        LockKey::Parent | LockKey::Operation(_) => {}
                     }
                 }
             }
