@@ -163,7 +163,7 @@ impl World {
             while quiet < QUIET_LOOKS {
                 quiet += 1;
                 match self.cluster.open_facts().await {
-                    Some((0, 0)) => {}
+                    Some((0, 0)) if self.cluster.local_copies().await == Some(Vec::new()) => {}
                     Some((suspects, _)) if suspects > 0 => {
                         self.reach("repair");
                         quiet = 0;
@@ -176,7 +176,10 @@ impl World {
         let is_healed = timeout(HEAL_WAIT, healed).await.is_ok();
         if !is_healed {
             let left = self.cluster.open_facts().await;
-            self.violate(format!("not healed: (suspect, pending) facts left {left:?}"));
+            let copies = self.cluster.local_copies().await;
+            self.violate(format!(
+                "not healed: (suspect, pending) facts left {left:?}, local copies {copies:?}"
+            ));
         }
         is_healed
     }
@@ -207,7 +210,8 @@ impl World {
             }
             return None;
         };
-        if self.was_cut.get() {
+        // What a local journal laid again may have stood behind what was only held.
+        if self.was_cut.get() && !self.local.get() {
             let checked = self.oracle.borrow().check_prefix(op);
             if let Err(wrong) = checked {
                 self.violate(format!("after the power cut of the site: {name}: {wrong}"));

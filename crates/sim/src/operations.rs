@@ -38,7 +38,7 @@ impl World {
                     priority: None,
                     scheme: None,
                     strip_size: None,
-                    ack: Some(AckMode::Memory),
+                    ack: Some(if self.local.get() { AckMode::Local } else { AckMode::Memory }),
                     spread: None,
                     lccs: None,
                 };
@@ -363,7 +363,9 @@ impl World {
             failed => failed,
         };
         if self.memory.get() && directory_of(name) == MEMORY {
-            self.note("write, answered from memory", &written);
+            let from_local = "write, answered from a local journal";
+            let from = if self.local.get() { from_local } else { "write, answered from memory" };
+            self.note(from, &written);
             if written.is_ok() {
                 self.oracle.borrow_mut().answered_ahead(op);
             }
@@ -503,6 +505,6 @@ pub fn slashed(directory: &str) -> &str {
 pub const DIRECTORIES: [&str; 3] = ["", "/a", "/b"];
 /// Files that only grow.
 pub const LOGS: [&str; 2] = ["/log", "/a/log"];
-/// Where writes are answered from memory, if anywhere.
+/// Where writes are answered from memory or from local journals, if anywhere.
 const MEMORY: &str = "/b";
 const MAKER: &[u8] = b"user.maker";

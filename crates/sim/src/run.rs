@@ -110,8 +110,10 @@ pub struct World {
     pub keeps_copies: Rc<Cell<bool>>,
     /// Bits were flipped in files of disks.
     pub has_rotted: Rc<Cell<bool>>,
-    /// Writes to some files are answered from memory.
+    /// Writes to some files are answered from memory, or from local journals.
     pub memory: Rc<Cell<bool>>,
+    /// From local journals.
+    pub local: Rc<Cell<bool>>,
     reached: Rc<RefCell<BTreeMap<&'static str, u64>>>,
     trace: bool,
     /// The client process that this is of; each has its own.
@@ -136,6 +138,7 @@ pub fn run_seed(seed: u64, settings: Settings) -> Outcome {
             keeps_copies: Rc::default(),
             has_rotted: Rc::default(),
             memory: Rc::new(Cell::new(seed.is_multiple_of(3))),
+            local: Rc::new(Cell::new(seed.is_multiple_of(6))),
             reached: Rc::default(),
             trace: settings.trace,
             process: 0,
