@@ -94,6 +94,7 @@ impl Group {
             untouched: false,
             knows_ends: false,
             refusals: 0,
+            lacks: false,
         });
         let state = State {
             slots: slots.collect(),
