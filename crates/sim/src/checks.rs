@@ -128,9 +128,13 @@ impl World {
     /// Everything reads right without any m servers: parity is right wherever it is needed. Several
     /// sets of servers, together all or nearly all of them.
     async fn check_redundancy(&self, settings: Settings) {
-        let mut servers: Vec<u32> = (1..=settings.servers).collect();
+        let all = || (1..=settings.servers).collect::<Vec<u32>>();
+        let mut servers = all();
         let parity = settings.scheme.parity();
         for _ in 0..2 {
+            if servers.len() < parity {
+                servers = all();
+            }
             let out: Vec<u32> = (0..parity)
                 .map(|_| servers.swap_remove(self.random(servers.len() as u64) as usize))
                 .collect();

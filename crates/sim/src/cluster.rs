@@ -60,7 +60,9 @@ struct Launcher {
 impl Cluster {
     /// Formats and starts `servers` servers of one disk each.
     pub async fn start(simulation: &Simulation, servers: u32, scheme: RaidScheme) -> Self {
-        let members = if servers >= 5 { 5 } else { servers.min(3) };
+        // One coordinator for each server that may be lost, and one more than those. Source: F-7.
+        let wanted = if scheme.parity() > 2 { 2 * scheme.parity() as u32 + 1 } else { 5 };
+        let members = if servers >= wanted { wanted } else { servers.min(3) };
         let address =
             |server: u32, port: usize| match simulation.machine(server).address(PORTS[port]) {
                 Address::Tcp(address) => address,

@@ -10,12 +10,14 @@ use braid_sim::planted::{ALL, Planted};
 use braid_sim::{Outcome, Settings, run_seed};
 
 const HELP: &str = "\
-cargo xtask sim [--seeds N] [--start S] [--seed S] [--ops N] [--servers N] [--twice]
+cargo xtask sim [--seeds N] [--start S] [--seed S] [--ops N] [--servers N | --mixed] [--twice]
 
   --seeds N    how many seeds (default 10), from --start (default 1) on
   --seed S     this one only
   --ops N      operations a seed (default 200)
   --servers N  servers, 3 to 12 (default 6); files are raid5/2+1 on fewer than 6, else rs/4+2
+  --scheme S   scheme of files, after --servers: raid0/K, raid1/N, raid5/K+1, raid6/K+2, rs/K+M
+  --mixed      servers (3 to 12) and scheme (m = 0 to 3) follow from the seed
   --clients N  clients (default 3)
   --rounds N   rounds of faults (default 2)
   --trace      prints what happens
@@ -27,8 +29,15 @@ struct Options {
     start: u64,
     count: u64,
     twice: bool,
+    mixed: bool,
     all_planted: bool,
     settings: Settings,
+}
+
+impl Options {
+    fn settings(&self, seed: u64) -> Settings {
+        if self.mixed { self.settings.mixed(seed) } else { self.settings }
+    }
 }
 
 fn parse() -> Option<Options> {
@@ -36,6 +45,7 @@ fn parse() -> Option<Options> {
         start: 1,
         count: 10,
         twice: false,
+        mixed: false,
         all_planted: false,
         settings: Settings::default(),
     };
@@ -51,6 +61,8 @@ fn parse() -> Option<Options> {
                 let servers = u32::try_from(number()?).ok().filter(|n| (3..=12).contains(n))?;
                 options.settings = options.settings.with_servers(servers);
             }
+            "--scheme" => options.settings.scheme = arguments.next()?.parse().ok()?,
+            "--mixed" => options.mixed = true,
             "--clients" => options.settings.clients = u32::try_from(number()?).ok()?,
             "--rounds" => options.settings.rounds = u32::try_from(number()?).ok()?,
             "--twice" => options.twice = true,
@@ -60,7 +72,8 @@ fn parse() -> Option<Options> {
             _ => return None,
         }
     }
-    Some(options)
+    let Settings { servers, scheme, .. } = options.settings;
+    (scheme.portions() <= servers as usize).then_some(options)
 }
 
 fn main() -> ExitCode {
@@ -88,7 +101,7 @@ fn main() -> ExitCode {
         let outcome = run(seed, &options);
         if let Err(wrong) = total.add(outcome) {
             println!("seed {seed}: {wrong}");
-            println!("  again: {}", options.settings.command(seed));
+            println!("  again: {}", options.settings(seed).command(seed));
         }
     }
     let seconds = (env.now() - started).max(Duration::from_millis(1)).as_secs_f64();
@@ -150,7 +163,7 @@ fn find_planted(options: &Options) -> ExitCode {
 ///
 /// Errors: it panicked, or two runs differ.
 fn run(seed: u64, options: &Options) -> Result<Outcome, String> {
-    let settings = options.settings;
+    let settings = options.settings(seed);
     let once = || std::thread::spawn(move || run_seed(seed, settings)).join();
     let outcome = once().map_err(|_| "panicked".to_owned())?;
     if options.twice && once().ok().as_ref() != Some(&outcome) {

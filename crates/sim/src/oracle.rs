@@ -257,14 +257,21 @@ impl Oracle {
         self.reads += 1;
         let end = self.now();
         let mut fits = Vec::new();
-        let register =
-            self.names.entry(name.to_owned()).or_insert_with(|| Register::new(Named::Nothing));
+        self.names.entry(name.to_owned()).or_insert_with(|| Register::new(Named::Nothing));
+        let register = &self.names[name];
         let candidates: Vec<_> =
             register.between(begin, end).map(|c| (c.op, c.value.clone(), c.interval)).collect();
         for (op, value, interval) in &candidates {
             let does_fit = match (value, sight) {
                 (Named::Nothing, Sight::Nothing) => true,
-                (Named::Nothing, _) | (_, Sight::Nothing) => false,
+                (Named::Nothing, _) => false,
+                // The name of a file whose bytes a power cut took goes, too. Source: N-4.
+                (Named::Thing(thing), Sight::Nothing) => self.may_be_lost(*thing),
+                (Named::From(source), Sight::Nothing) => {
+                    let until = interval.end.min(end);
+                    let things = self.things(source, (interval.begin, until), Some(*op), 0);
+                    things.into_iter().any(|thing| self.may_be_lost(thing))
+                }
                 (_, Sight::Something) => true,
                 (Named::Thing(thing), Sight::Thing(found)) => *thing == found,
                 (Named::From(source), Sight::Thing(found)) => {

@@ -7,7 +7,7 @@
 //! stop at any moment.
 //! ```text
 //! asked --Intend--> secondaries, from the highest number down
-//!       --Decide--> primary
+//!       --Decide--> primary (it syncs)
 //! the client is answered
 //!       --Finish Decided--> secondaries          who asks for the names there need not wait long
 //! secondaries --Outcome--> primary (it syncs)    soon, at once where somebody waits
@@ -31,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use braid_terms::{DeviceId, GroupLayout};
+use braid_terms::{DeviceId, GroupLayout, planted};
 use braid_wire::joint::{Joint, JointId, JointNews, JointStep};
 use braid_wire::lcc::{DirectoryOp, LccRefusal, LccReply, LccRequest, OperationId};
 use futures_util::future::{LocalBoxFuture, join_all};
@@ -165,6 +165,13 @@ impl Files {
                 if news == JointNews::Stable {
                     directory.sync().await?;
                 }
+            }
+            // Who is told of the change syncs one directory or another of it, and knows nothing of this
+            // one: it must not be lost any more (simulator, seed 2108 of six servers).
+            DirectoryOp::Decide { steps, .. }
+                if !is_told_here(&steps) && !planted!("W-7/decisions-are-not-stable") =>
+            {
+                directory.sync().await.map_err(|_| LccRefusal::OutcomeUnknown)?;
             }
             _ => {}
         }
@@ -355,7 +362,9 @@ impl Files {
         for attempt in 0..ATTEMPTS_MAX {
             let known = if is_move { &root } else { asked };
             if let Some(reply) = self.done_before(known, operation).await? {
-                return Ok(reply);
+                // It may be that nobody was told of it yet.
+                let synced = self.directory(known).await?.sync().await;
+                return synced.map(|_| reply).map_err(|_| LccRefusal::OutcomeUnknown);
             }
             let plan = match self.plan(asked, op, new_id, is_move.then_some(&root)).await? {
                 Planned::Nothing(reply) => return Ok(reply),
@@ -400,7 +409,7 @@ impl Files {
         root: DeviceId,
     ) -> Result<LccReply, LccRefusal> {
         self.joints.attempts.set(self.joints.attempts.get() + 1);
-        let Plan { shares, answer, reply, stable } = plan;
+        let Plan { shares, answer, reply } = plan;
         // The root's number counts as the lowest.
         let mut shares: Vec<(GroupLayout, Vec<JointStep>)> = shares.into_values().collect();
         shares.sort_by_key(|(layout, _)| (layout.group() != root, layout.group()));
@@ -447,9 +456,6 @@ impl Files {
         }
         let files = self.clone();
         spawn_local(async move { files.tell(&taken, id, JointNews::Decided).await });
-        if stable {
-            self.ask_directory(&primary, DirectoryOp::SYNC).await?;
-        }
         Ok(reply)
     }
 
@@ -469,6 +475,12 @@ impl Files {
         let request = LccRequest::Directory { layout: layout.clone(), op };
         Box::pin(self.ask_owner(layout, request))
     }
+}
+
+/// Whether a client is told of the primary's group itself, whose sync it will ask: the removal of a
+/// directory, which leaves nothing else to be synced.
+fn is_told_here(steps: &[JointStep]) -> bool {
+    matches!(steps, [JointStep::Leave { .. }, JointStep::Drop { .. }])
 }
 
 fn ended() -> LccRefusal {

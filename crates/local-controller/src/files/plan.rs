@@ -48,8 +48,6 @@ pub(super) struct Plan {
     pub answer: JointAnswer,
     /// For the first time.
     pub reply: LccReply,
-    /// Answered when stable.
-    pub stable: bool,
 }
 
 /// What a name stands for, with the group that keeps the attributes.
@@ -70,7 +68,7 @@ impl Plan {
     fn new() -> Self {
         let answer = JointAnswer::Removed { entry: None, attributes: None };
         let reply = LccReply::Removed { entry: None, attributes: None };
-        Self { shares: BTreeMap::new(), answer, reply, stable: false }
+        Self { shares: BTreeMap::new(), answer, reply }
     }
 
     fn add(&mut self, group: &GroupLayout, step: JointStep) {
@@ -196,7 +194,7 @@ impl Files {
                 let nlink = attributes.nlink + 1;
                 Ok(Planned::Change(plan.makes(entry, Attributes { nlink, ..*attributes })))
             }
-            DirectoryOp::Create { name, attributes, if_exists, stable, .. } => {
+            DirectoryOp::Create { name, attributes, if_exists, .. } => {
                 let replaced = self.found(asked, name).await?;
                 match &replaced {
                     Some(old) if *if_exists == IfExists::Fail => {
@@ -218,7 +216,6 @@ impl Files {
                 if let Some(old) = &replaced {
                     plan.lose(asked, old, false);
                 }
-                plan.stable = *stable;
                 let name = name.clone();
                 let entry = DirectoryEntry { name, id, kind, home: None, cookie: 0 };
                 Ok(Planned::Change(plan.makes(entry, made)))

@@ -117,10 +117,15 @@ impl Group {
         }
     }
 
-    /// Ends it because something must be looked at that was not when it was opened.
+    /// Ends it because something must be looked at that was not when it was opened. Clients give up
+    /// their copies: what they say may be lost. Source: N-1.
     pub(super) fn doubt(self: &Rc<Self>) {
         if let Ok(lcc) = self.lcc() {
             lcc.note_unclean(self.layout.group(), self.grant);
+            let (caches, group) = (lcc.caches.clone(), self.layout.group());
+            if caches.matters(group) {
+                tokio::task::spawn_local(async move { drop(caches.end_group(group).await) });
+            }
         }
         self.kill(Dead::LostOwnership);
     }

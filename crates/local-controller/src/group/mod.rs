@@ -131,6 +131,8 @@ pub(crate) struct Slot {
     pub knows_ends: bool,
     /// Prepares that it refused without a promise in between.
     pub refusals: u8,
+    /// It was opened again, and lacks what was decided.
+    pub lacks: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -393,6 +395,32 @@ impl State {
             slot.index != index && slot.condition == Condition::InSync && answers
         });
         data <= others.count() || braid_terms::planted!("G-8/below-the-quorum")
+    }
+
+    /// Whether what was answered is surely still there: it is stable, or k slots in sync are as they were
+    /// when they promised it. Of slots that were restarted this is not known before they are open again;
+    /// those that were not touched since the group was opened had no part in it. Source: W-9.
+    pub fn vouches(&self, data: usize) -> bool {
+        let answers = |slot: &&Slot| match &slot.link {
+            Link::Up(up) => !up.client.is_closed(),
+            Link::Down | Link::Opening => slot.untouched || !slot.seen,
+        };
+        let in_sync = self.slots.iter().filter(|slot| slot.condition.in_sync());
+        self.unstable.is_empty()
+            || data <= in_sync.filter(answers).count()
+            || braid_terms::planted!("W-9/what-was-lost-is-shown")
+    }
+
+    /// Whether every slot in sync has answered, and those that lack what was decided are too many to go
+    /// on without them: no wait can bring it back.
+    pub fn is_lost_for_good(&self, data: usize) -> bool {
+        let is_settled = |slot: &Slot| match slot.condition {
+            Condition::InSync => matches!(slot.link, Link::Up(_)) || slot.lacks,
+            Condition::Suspect { .. } | Condition::Joining { .. } => true,
+            Condition::Removing | Condition::Closing { .. } => false,
+        };
+        let has_all = |slot: &&Slot| slot.condition == Condition::InSync && !slot.lacks;
+        self.slots.iter().all(is_settled) && self.slots.iter().filter(has_all).count() < data
     }
 
     /// What a removed slot promised is missed now; it must not hold the stable mark once it joins.

@@ -96,6 +96,7 @@ impl Group {
             untouched: false,
             knows_ends: false,
             refusals: 0,
+            lacks: false,
         });
         let state = State {
             slots: slots.collect(),
@@ -221,6 +222,7 @@ impl Group {
 
     /// Reports of all slots without a fact, of k at least, and those that stay silent.
     async fn open_all(&self, end: Instant) -> Result<(Reports, Vec<PortionIndex>), OpenError> {
+        let answer_window = Instant::now() + ANSWER_WINDOW;
         let window = Instant::now() + REOPEN_WINDOW;
         let not_ready_window = Instant::now() + NOT_READY_WINDOW;
         let mut reports = Reports::new();
@@ -267,8 +269,18 @@ impl Group {
             let may_return = usable.any(|slot| !is_dead(*slot));
             // It is alive, and may be the only one with an answered write that the others lost.
             let wakes_up = now < not_ready_window && !not_ready.borrow().is_empty();
-            let waited = !wakes_up && (window <= now || !may_return);
-            if waited && self.geometry.data() <= reports.len() {
+            // A new global controller has not heard all disks: who is alive says so within a moment.
+            let is_told = answer_window <= now && !may_return;
+            let waited = !wakes_up && (window <= now || is_told);
+            // Those that were restarted may all lack the same answered write, and say nothing of it.
+            let vouched = not_ready_window <= now
+                || self.geometry.data() <= reports.len() - restarted(&reports)
+                || planted!("W-6/restarted-portions-are-believed")
+                || planted!("W-6/the-silent-are-not-waited-for");
+            if waited && !vouched {
+                sometimes!("W-6: restarted portions alone are not believed");
+            }
+            if waited && vouched && self.geometry.data() <= reports.len() {
                 // What restarted slots lost may have been answered: while a silent one may still
                 // have it, nothing is judged without that (simulator, seed 118).
                 let only = reports.iter().map(|(slot, (report, _))| (*slot, report.clone()));
@@ -410,6 +422,21 @@ impl Group {
     }
 }
 
+/// Slots whose I/O server was restarted since the newest record in doubt that names them: after a power
+/// cut they may lack later ones, of which nobody else who answers knows.
+fn restarted(reports: &Reports) -> usize {
+    let heads = || reports.values().flat_map(|(report, _)| &report.records);
+    let is_restarted = |slot: &PortionIndex, report: &Report| {
+        let asked = heads().filter_map(|head| {
+            let mut participants = head.record.participants.iter();
+            let of_slot = participants.find(|participant| participant.slot == *slot)?;
+            Some((head.record.number, of_slot.incarnation))
+        });
+        asked.max().is_some_and(|(_, incarnation)| incarnation != report.incarnation)
+    };
+    reports.iter().filter(|(slot, (report, _))| is_restarted(slot, report)).count()
+}
+
 /// Whether a slot cannot be built upon: its portion files are gone or unreadable, or its journal
 /// lost what was stable. Source: F-2, S-3.
 pub(crate) fn is_gone(report: &Report, exists: bool, stable: WriteNumber) -> bool {
@@ -432,6 +459,9 @@ fn newest_layout(hint: GroupLayout, facts: &[Fact]) -> GroupLayout {
         _ => hint,
     }
 }
+
+/// An I/O server that is alive answers within this, if only that it waits for its lease.
+const ANSWER_WINDOW: Duration = Duration::from_millis(200);
 
 /// How soon a slot that did not answer is asked again, and what is known is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(30);

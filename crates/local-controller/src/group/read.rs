@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use braid_raid::UnitSet;
-use braid_terms::{BLOCK_SIZE, DiskId, PortionIndex};
+use braid_terms::{BLOCK_SIZE, DiskId, PortionIndex, sometimes};
 use braid_wire::Payload;
 use braid_wire::io::{BlockRange, IoRefusal, IoReply, IoRequest, Read};
 use bytes::Bytes;
@@ -441,10 +441,22 @@ impl Group {
         let _ = timeout(REOPEN_WAIT, changed).await;
     }
 
+    /// Whether what is known of the group may be told: under the lease, and not while slots were
+    /// restarted that may have lost what was answered. Source: O-4, W-9.
+    ///
+    /// Errors: `LostOwnership`, `Unavailable`.
     pub(crate) fn check_lease(&self) -> Result<(), ReadError> {
         let alive = self.state.borrow().dead.is_none();
         let valid = self.lcc().is_ok_and(|lcc| lcc.lease_valid());
-        if alive && valid { Ok(()) } else { Err(ReadError::LostOwnership) }
+        if !alive || !valid {
+            return Err(ReadError::LostOwnership);
+        }
+        if !self.state.borrow().vouches(self.geometry.data()) {
+            sometimes!("W-9: nothing is told while restarted portions may have lost it");
+            let reason = "portions were restarted, and what they keep is looked at";
+            return Err(ReadError::Unavailable(reason.to_owned()));
+        }
+        Ok(())
     }
 }
 

@@ -5,7 +5,8 @@
 //!                      -lacks something, or silent for REOPEN_WINDOW-> fact -> Suspect
 //!                      -waits for its lease for NOT_READY_WINDOW-> fact -> Suspect
 //!                      -removal would leave fewer than k in sync-> goes on opening; if what it
-//!                       lacks was decided, for LOSS_WINDOW: then the group is opened anew (W-6)
+//!                       lacks was decided, for LOSS_WINDOW, or until all slots have answered: then
+//!                       the group is opened anew (W-6)
 //! ```
 //! # Source
 //! W-3, W-5, F-2, W-9 (a changed incarnation).
@@ -133,6 +134,7 @@ impl Group {
                 return;
             }
             slot.link = Link::Opening;
+            slot.lacks = false;
         }
         let group = self.clone();
         tokio::task::spawn_local(async move { group.reopen(slot).await });
@@ -156,6 +158,7 @@ impl Group {
                             return;
                         }
                         lacks_since.get_or_insert_with(Instant::now);
+                        self.state.borrow_mut().slot_mut(slot).lacks = true;
                     }
                     true
                 }
@@ -182,7 +185,8 @@ impl Group {
                     return;
                 }
             }
-            if lacks_since.is_some_and(|since| LOSS_WINDOW <= since.elapsed()) {
+            let for_good = self.state.borrow().is_lost_for_good(self.geometry.data());
+            if lacks_since.is_some_and(|since| for_good || LOSS_WINDOW <= since.elapsed()) {
                 // More slots lost what was decided than the scheme tolerates. What is left of it is
                 // for a new open to say.
                 tracing::error!(
@@ -337,6 +341,7 @@ impl Group {
         }
         let slot = state.slot_mut(index);
         slot.unknown = unknown && !made;
+        slot.lacks = false;
         slot.link = Link::Up(up);
         drop(state);
         self.changed.notify_waiters();
