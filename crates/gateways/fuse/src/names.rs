@@ -81,6 +81,17 @@ pub enum Making {
     },
 }
 
+/// A directory that the kernel has locked; until this is dropped.
+struct Busy(Option<Arc<Inode>>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(inode) = &self.0 {
+            inode.busy.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 const SETGID: u32 = 0o2000;
 /// How often an operation is tried again when a name changed under it.
 const RACES_MAX: u32 = 16;
@@ -462,6 +473,7 @@ impl<S: Store> Vfs<S> {
         for _ in 0..RACES_MAX {
             let (entry, ..) = self.find(&parent.home, name.clone()).await?;
             let group = Self::directory_group(&entry)?;
+            let _busy = self.busy(entry.id);
             self.settle_in(group.group()).await;
             let op = DirectoryOp::Unlink {
                 operation: self.store.operation(),
@@ -482,6 +494,15 @@ impl<S: Store> Vfs<S> {
             }
         }
         Err(Errno::BUSY)
+    }
+
+    /// The kernel locks what it removes or moves, too, until that is answered. See `recalls.rs`.
+    fn busy(&self, id: DeviceId) -> Busy {
+        let inode = self.shared.inodes.get(id);
+        if let Some(inode) = &inode {
+            inode.busy.fetch_add(1, Ordering::Relaxed);
+        }
+        Busy(inode)
     }
 
     fn directory_group(entry: &DirectoryEntry) -> Outcome<GroupLayout> {
@@ -590,6 +611,10 @@ impl<S: Store> Vfs<S> {
                 self.settle_in(taken.id).await;
             }
         }
+        let _busy = [Some(&moved), taken.as_ref()].map(|entry| {
+            let entry = entry.filter(|entry| entry.kind == FileKind::Directory);
+            entry.map(|entry| self.busy(entry.id))
+        });
         let is_open = |id| self.shared.inodes.get(id).is_some_and(|inode| inode.is_open_file());
         let keep = mode != RenameMode::Exchange && taken.as_ref().is_some_and(|t| is_open(t.id));
         let is_across = source.0.home.group() != target.0.home.group();

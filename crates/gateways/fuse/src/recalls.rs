@@ -13,7 +13,8 @@
 //! The kernel takes a name back only when nobody changes its directory, and a page when nobody reads or
 //! writes it; and who does that may wait for an owner, who waits for us. So a recall does not wait for
 //! the kernel while somebody here changes the directory, or reads or writes the file: it drops them when
-//! that ends. A recall of names is answered at the latest when the kernel does not believe them any more
+//! that ends. (Who removes a directory, or moves it, changes that directory, too: the kernel locks it.)
+//! A recall of names is answered at the latest when the kernel does not believe them any more
 //! by itself, and in a directory that others change it is told to ask for each name.
 //! # Invariants
 //! R1 When a recall is answered, nothing of what it names is believed here or in the kernel, but for what
@@ -216,14 +217,23 @@ impl Dropping {
                 }
             }
         }
-        let is_changing = self.directory.is_some_and(|d| d.busy.load(Ordering::Relaxed) > 0);
-        if let Some(told) = self.names.filter(|_| !is_changing) {
+        let Some(mut told) = self.names else { return };
+        let is_busy =
+            || self.directory.as_ref().is_some_and(|d| 0 < d.busy.load(Ordering::Relaxed));
+        while !is_busy() {
             let believed = self.names_until - lease_now();
-            let over = sleep(believed + Duration::from_millis(1));
-            match told {
+            if believed.is_zero() {
+                return;
+            }
+            let left = LOOK_AGAIN.min(believed + Duration::from_millis(1));
+            match &mut told {
                 // An error: the mount is ending.
-                Some(told) => tokio::select! { _ = told => {} () = over => {} },
-                None => over.await,
+                Some(told) => {
+                    if timeout(left, told).await.is_ok() {
+                        return;
+                    }
+                }
+                None => sleep(left).await,
             }
         }
     }

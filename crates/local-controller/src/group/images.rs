@@ -326,13 +326,19 @@ mod tests {
     fn only_rows_with_other_old_bytes_are_read() {
         let four = geometry("rs/4+2", 65536);
         // A new file: nothing is below its length.
-        assert!(rows_to_read(&four, &[0..5000], 0..2, 0).is_empty());
+        assert!(rows_to_read(&four, std::slice::from_ref(&(0..5000)), 0..2, 0).is_empty());
         // An append within a block reads that block's row.
-        assert_eq!(rows_to_read(&four, &[5000..6000], 1..2, 5000), vec![1..2]);
+        assert_eq!(
+            rows_to_read(&four, std::slice::from_ref(&(5000..6000)), 1..2, 5000),
+            vec![1..2]
+        );
         // The whole file is overwritten.
-        assert!(rows_to_read(&four, &[0..6000], 0..2, 5000).is_empty());
+        assert!(rows_to_read(&four, std::slice::from_ref(&(0..6000)), 0..2, 5000).is_empty());
         // The same rows of other units hold old bytes.
-        assert_eq!(rows_to_read(&four, &[0..8192], 0..2, 200_000), vec![0..2]);
+        assert_eq!(
+            rows_to_read(&four, std::slice::from_ref(&(0..8192)), 0..2, 200_000),
+            vec![0..2]
+        );
         let row = [0..4096, 65536..69632, 131_072..135_168, 196_608..200_704];
         assert!(rows_to_read(&four, &row, 0..1, 300_000).is_empty(), "all units of a row");
         assert_eq!(rows_to_read(&four, &row[1..], 0..1, 300_000), vec![0..1]);
