@@ -84,6 +84,11 @@ impl Names {
     pub fn has_record_only(self) -> bool {
         matches!(self, Self::Kept | Self::NotYet)
     }
+
+    /// Whether nobody can ever read it after this mount: nothing of it is sent.
+    pub fn has_no_name(self) -> bool {
+        matches!(self, Self::Kept | Self::Gone)
+    }
 }
 
 /// What is known of an inode.

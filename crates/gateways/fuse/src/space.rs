@@ -183,7 +183,10 @@ impl<S: Store> Vfs<S> {
             if keep_size && to > size {
                 return Err(Errno::OPNOTSUPP);
             }
-            return self.make_room(inode, from, to).await;
+            // What has no name is not sent (see `flush`), so nothing of it could run out of room.
+            if !inode.state().names.has_no_name() {
+                return self.make_room(inode, from, to).await;
+            }
         }
         if grows { self.truncate(inode, to).await } else { Ok(()) }
     }
@@ -235,6 +238,9 @@ impl<S: Store> Vfs<S> {
                 let touched = state.dirty.overlaps(at, end) || flies(at, end);
                 touched || !is_same || state.device() != layout.as_ref()
             };
+            if inode.state().names.has_no_name() {
+                return Ok(());
+            }
             if waits {
                 self.flush(inode, Depth::Held).await?;
                 continue;

@@ -392,9 +392,8 @@ impl<S: Store> Vfs<S> {
 
     /// Makes all that was written before held, and the record with it; or stable.
     pub async fn flush(self: &Rc<Self>, inode: &Arc<Inode>, depth: Depth) -> Outcome<()> {
-        let names = inode.state().names;
-        if matches!(names, Names::Kept | Names::Gone) {
-            return Ok(()); // Nobody can ever read it after this mount.
+        if inode.state().names.has_no_name() {
+            return Ok(());
         }
         let stable = depth != Depth::Held;
         let other = if inode.state().unborn.is_some() {

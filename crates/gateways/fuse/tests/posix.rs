@@ -64,6 +64,28 @@ fn small_files_stay_in_their_records() {
 }
 
 #[test]
+fn a_file_without_a_name_takes_room_and_grows() {
+    mount!(_store, mount);
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(mount.path("removed"))
+        .expect("it is made");
+    file.write_all_at(&pattern(300_000), 0).expect("it is written");
+    file.sync_all().expect("it is synced");
+    file.write_all_at(b"waits", 100_000).expect("it is written");
+    fs::remove_file(mount.path("removed")).expect("it is removed");
+    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 400_000).expect("it grows");
+    let mut bytes = vec![1; 400_000];
+    file.read_exact_at(&mut bytes, 0).expect("it is read");
+    let mut expect = pattern(300_000);
+    expect[100_000..100_005].copy_from_slice(b"waits");
+    expect.resize(400_000, 0);
+    assert!(bytes == expect, "nothing is lost, and zeros follow");
+}
+
+#[test]
 fn holes_punches_and_places_of_data() {
     mount!(_store, mount);
     let mut file = File::create_new(mount.path("sparse")).expect("it is made");
