@@ -27,7 +27,8 @@ impl Planted {
     }
 }
 
-/// One that seeds find.
+/// One that seeds find, or a script of another file than `tests/holes.rs`: the last test of `joint.rs`,
+/// `loss.rs` and `caches.rs` checks those.
 const fn by_seeds(name: &'static str, what: &'static str) -> Planted {
     Planted { name, what, script: None }
 }
@@ -137,6 +138,14 @@ pub const ALL: &[Planted] = &[
         "lost records are judged without the silent",
         "silent_portions_are_waited_for_where_others_lost_what_may_be_answered",
     ),
+    by_seeds(
+        "W-6/restarted-portions-are-believed",
+        "who was restarted is taken for one that has all",
+    ),
+    by_seeds(
+        "W-7/decisions-are-not-stable",
+        "a change of several directories is answered before it is on the disks",
+    ),
     by_seeds("W-7/the-secondary-does-not-ask", "a secondary takes each intent for decided"),
     by_seeds("W-7/no-void-record", "a primary that is asked promises nothing"),
     by_seeds("W-7/intents-are-not-stable", "a power cut may take an intent of what is decided"),
@@ -154,6 +163,7 @@ pub const ALL: &[Planted] = &[
         "W-9/a-loss-ahead-is-not-told",
         "a sync says nothing of changes of names that were answered ahead and are lost",
     ),
+    by_seeds("W-9/what-was-lost-is-shown", "an owner shows what restarted portions lost"),
     by_seeds("W-9/loss-is-not-told", "a sync says nothing of answered writes that are lost"),
     by_script(
         "W-9/stable-before-the-medium",

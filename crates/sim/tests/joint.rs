@@ -321,12 +321,12 @@ fn a_directory_is_removed_or_can_be_used() {
     });
 }
 
-/// A power cut takes the primary's decision after the client was told: neither side has it. One that was
-/// synced stays, on both sides.
+/// A power cut does not take a rename after the client was told: it may sync either directory, and neither
+/// sync would know that the rename is lost (simulator, seed 2108 of six servers).
 ///
 /// 1. The disks of the primary sync slowly, those of the secondary at once.
 /// 2. The rename is answered; at the secondary nobody waits, somebody looks, or the primary is synced.
-/// 3. All machines lose their power.
+/// 3. All machines lose their power. The rename is on both sides.
 #[test] // Proves: W-7, W-10.
 fn no_power_cut_leaves_one_side_of_a_rename() {
     for (seed, what) in ["told", "looked at", "synced"].into_iter().enumerate() {
@@ -350,9 +350,7 @@ fn no_power_cut_leaves_one_side_of_a_rename() {
             let to = script.entry(5, &other, "f").await;
             assert!(from.is_some() != to.is_some(), "{what}: from {from:?} to {to:?}");
             assert_eq!(script.link_count(4, &one, id).await, Some(1), "{what}");
-            if what != "told" {
-                assert_eq!(to, Some(id), "{what}: it was on the disks of both");
-            }
+            assert_eq!(to, Some(id), "{what}: it was answered");
         });
     }
 }
@@ -657,7 +655,8 @@ fn an_intent_is_stable_before_the_decision() {
 #[cfg(feature = "planted")]
 #[test] // Proves: W-7, O-7.
 fn each_planted_bug_is_found() {
-    let scripts: [(&str, fn()); 4] = [
+    let scripts: [(&str, fn()); 5] = [
+        ("W-7/decisions-are-not-stable", no_power_cut_leaves_one_side_of_a_rename),
         ("W-7/the-secondary-does-not-ask", the_next_owner_of_a_secondary_asks_before_it_finishes),
         ("W-7/no-void-record", what_the_secondary_was_told_is_void_stays_so),
         ("W-7/intents-are-not-stable", an_intent_is_stable_before_the_decision),

@@ -5,7 +5,8 @@ use std::time::Duration;
 use braid_client::{EntryAttributes, Error, PutOptions};
 use braid_sim::scripted::{Failed, Role, Script, block};
 use braid_terms::GroupLayout;
-use braid_wire::lcc::LccRefusal;
+use braid_wire::io::IoRequest;
+use braid_wire::lcc::{DirectoryOp, LccRefusal};
 
 const SLOW: Duration = Duration::from_secs(3);
 
@@ -87,6 +88,51 @@ fn hole_21_later_owners_know_what_earlier_ones_lost() {
         let names = client.list("/d", false).await.expect("it is listed").all().await;
         assert_eq!(names.expect("it is listed").len(), 2);
     });
+}
+
+/// Names that a power cut took are shown by an owner that lives on, and are gone later.
+///
+/// 1. X at server 4 owns a directory with copies at servers 2 and 3, and makes a file there: held.
+/// 2. Those servers lose their power, with what they held, and are back at once.
+/// 3. X has the name in its memory. It must not show it any more.
+#[test] // Proves: W-9.
+fn an_owner_does_not_show_what_restarted_portions_lost() {
+    Script::run(63, 5, "raid5/2+1", async |script| {
+        let directory = script.directory(&[2, 3], 4, &script.root()).await;
+        script.names_at_last(4, &directory, DirectoryOp::SYNC).await.expect("all can sync");
+        script.set_sync_time(&[2, 3], SLOW);
+        script.make(4, &directory, "f").await;
+        assert!(script.entry(4, &directory, "f").await.is_some(), "it was answered");
+        script.power_cut(&[2, 3]);
+        script.power_on(&[2, 3]);
+        for server in [2, 3] {
+            let answers =
+                async |script: &Script| script.ask_io(server, &IoRequest::Status).await.is_some();
+            script.until("its I/O server is back", answers).await;
+        }
+        for _ in 0..50 {
+            assert_eq!(script.entry(4, &directory, "f").await, None, "it was lost");
+        }
+        script.make(4, &directory, "f").await;
+        assert!(script.entry(4, &directory, "f").await.is_some(), "this one counts");
+    });
+}
+
+/// Rules that these scripts guard, taken out: the script must fail.
+#[test] // Proves: W-9.
+fn each_planted_bug_is_found() {
+    let scripts: [(&str, fn()); 2] = [
+        ("W-9/loss-is-not-told", hole_21_a_sync_says_that_answered_writes_are_lost),
+        ("W-9/what-was-lost-is-shown", an_owner_does_not_show_what_restarted_portions_lost),
+    ];
+    let mut silent = Vec::new();
+    for (bug, script) in scripts {
+        braid_terms::plant(Some(bug));
+        let failed = std::panic::catch_unwind(script).is_err();
+        braid_terms::plant(None);
+        silent.extend((!failed).then_some(bug));
+    }
+    assert!(silent.is_empty(), "these planted bugs are not found: {silent:?}");
 }
 
 /// More than m portions lose what they held, and their owner lives on.

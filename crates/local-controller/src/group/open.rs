@@ -172,6 +172,14 @@ impl Group {
             return Err(OpenError::GrantUsed);
         }
         let lost = group.lost_slots(&only, &resolution);
+        // A fact for some of them would not help: the others cannot replace what is lost, and who looks
+        // after the facts could never close them (simulator, seed 50179 of twelve servers).
+        if !lost.is_empty() && reports.len() < lost.len() + group.geometry.data() {
+            let slots: Vec<_> = lost.keys().map(|slot| slot.to_string()).collect();
+            let reason =
+                format!("portions {} lack what the others cannot replace", slots.join(", "));
+            return Err(OpenError::Unavailable(reason));
+        }
         if resolution.needs_outcome || !lost.is_empty() {
             group.state.borrow_mut().stable = resolution.settled;
             let removals = silent.into_iter().map(|slot| group.remove_slot(slot, false));
