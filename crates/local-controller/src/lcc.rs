@@ -22,7 +22,7 @@ use std::time::Duration;
 use braid_env::{Env, Moment};
 use braid_terms::{
     ClusterId, ClusterMap, DataType, DeviceId, DiskId, Fact, FactKind, FactNumber, GrantNumber,
-    GroupLayout, Incarnation, LayoutGeneration, LccId, PolicyQuestion, ServerId,
+    GroupLayout, Incarnation, LEASE_MS, LayoutGeneration, LccId, PolicyQuestion, ServerId,
 };
 use braid_wire::coordinator::{
     CoordinatorRefusal, CoordinatorReply, CoordinatorRequest, FactRefusal, LiveDisk,
@@ -122,6 +122,8 @@ pub struct Lcc {
     map: RefCell<Rc<ClusterMap>>,
     lease_until: Cell<Moment>,
     live_disks: RefCell<BTreeMap<DiskId, LiveDisk>>,
+    /// Since when the others are known to hold no lease.
+    absent_disks: RefCell<BTreeMap<DiskId, Moment>>,
     looks_for_restarts: Cell<bool>,
     groups: RefCell<BTreeMap<DeviceId, Entry>>,
     ranges: RefCell<Ranges>,
@@ -180,6 +182,7 @@ impl Lcc {
             map: RefCell::new(parts.map.clone()),
             lease_until: Cell::default(),
             live_disks: RefCell::default(),
+            absent_disks: RefCell::default(),
             looks_for_restarts: Cell::default(),
             groups: RefCell::default(),
             ranges: RefCell::default(),
@@ -253,7 +256,15 @@ impl Lcc {
     pub(crate) fn set_lease(&self, until: Moment, disks: &[LiveDisk]) {
         self.lease_until.set(self.lease_until.get().max(until));
         self.caches.set_lease(self.lease_until.get());
-        *self.live_disks.borrow_mut() = disks.iter().map(|live| (live.disk, *live)).collect();
+        let live: BTreeMap<_, _> = disks.iter().map(|live| (live.disk, *live)).collect();
+        let now = self.env.now();
+        let mut absent = self.absent_disks.borrow_mut();
+        absent.retain(|disk, _| !live.contains_key(disk));
+        let map = self.map.borrow().clone();
+        for disk in map.disks.keys().filter(|disk| !live.contains_key(disk)) {
+            absent.entry(*disk).or_insert(now);
+        }
+        *self.live_disks.borrow_mut() = live;
     }
 
     /// Whether it may answer. Source: O-4.
@@ -267,6 +278,13 @@ impl Lcc {
     #[must_use]
     pub fn is_dead(&self, disk: DiskId) -> bool {
         self.lease_valid() && !self.live_disks.borrow().contains_key(&disk)
+    }
+
+    /// Whether that has been so for longer than any lease: a global controller that is new has heard of
+    /// all that live.
+    pub(crate) fn is_long_dead(&self, disk: DiskId) -> bool {
+        let since = self.absent_disks.borrow().get(&disk).copied();
+        self.is_dead(disk) && since.is_some_and(|since| LONG_DEAD <= self.env.now() - since)
     }
 
     /// Whether the disks of a group have room for more than removals, as last told.
@@ -1101,6 +1119,9 @@ const ASK_PAUSE: Duration = Duration::from_millis(50);
 /// A busy period ends when nothing was written for so long: who writes now and then records no fact
 /// each time.
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
+
+/// A disk whose I/O server held no lease for so long is gone, whoever the global controller is.
+const LONG_DEAD: Duration = Duration::from_millis(LEASE_MS);
 
 /// Longest wait for an owner, a grant or an open.
 const ACQUIRE_WAIT: Duration = Duration::from_secs(10);

@@ -278,7 +278,11 @@ impl Group {
             // It is alive, and may be the only one with an answered write that the others lost.
             let wakes_up = now < not_ready_window && !not_ready.borrow().is_empty();
             // A new global controller has not heard all disks: who is alive says so within a moment.
-            let is_told = answer_window <= now && !may_return;
+            let is_long_dead =
+                |slot| self.lcc().is_ok_and(|lcc| lcc.is_long_dead(self.layout.disk(slot)));
+            let mut usable = silent.iter().filter(|slot| !unusable.contains(slot));
+            let is_known = answer_window <= now || usable.all(|slot| is_long_dead(*slot));
+            let is_told = is_known && !may_return;
             let waited = !wakes_up && (window <= now || is_told);
             // Those that were restarted may all lack the same answered write, and say nothing of it.
             let vouched = not_ready_window <= now
