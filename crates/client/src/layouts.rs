@@ -25,12 +25,21 @@ pub struct Stock {
     batch: u32,
     /// The client's, for policies.
     priority: Option<u8>,
-    ready: RefCell<VecDeque<(GroupLayout, Place)>>,
+    ready: RefCell<VecDeque<Ready>>,
     /// Whom to ask next.
     turn: Cell<usize>,
     is_fetching: Cell<bool>,
     fetched: Notify,
     failure: RefCell<Option<Error>>,
+}
+
+/// A layout at hand.
+struct Ready {
+    layout: GroupLayout,
+    /// Who owns it.
+    place: Place,
+    /// This process's own LCC, when it was asked for.
+    local: Option<Place>,
 }
 
 impl Stock {
@@ -60,15 +69,12 @@ impl Stock {
         let map = self.reach.map().await?;
         if map.policies.iter().any(decides) {
             let mut layouts = self.ask(question.clone(), 1).await?;
-            return layouts
-                .pop()
-                .map(|(layout, place)| self.use_up(layout, place))
-                .ok_or_else(none);
+            return layouts.pop().map(|ready| self.use_up(ready)).ok_or_else(none);
         }
         loop {
             let fetched = self.fetched.notified();
-            if let Some((layout, place)) = self.pop() {
-                return Ok(self.use_up(layout, place));
+            if let Some(ready) = self.pop() {
+                return Ok(self.use_up(ready));
             }
             fetched.await;
             let failure = self.failure.borrow().clone();
@@ -81,18 +87,18 @@ impl Stock {
     /// A layout that nobody else has, if one is at hand and no policy depends on the path.
     pub fn take_ready(self: &Rc<Self>) -> Option<GroupLayout> {
         if !self.reach.known_map()?.policies.iter().any(decides) {
-            self.pop().map(|(layout, place)| self.use_up(layout, place))
+            self.pop().map(|ready| self.use_up(ready))
         } else {
             None
         }
     }
 
-    /// The next one; of this process's own LCC, where it has one by now.
-    fn pop(self: &Rc<Self>) -> Option<(GroupLayout, Place)> {
+    /// The next one; not what was asked for before this process had the LCC of its own that it has now.
+    fn pop(self: &Rc<Self>) -> Option<Ready> {
         let local = self.reach.local();
         let mut ready = self.ready.borrow_mut();
-        let of_local = |place| local.is_none_or(|local| local == place);
-        let taken = std::iter::from_fn(|| ready.pop_front()).find(|(_, place)| of_local(*place));
+        let counts = |ready: &Ready| local.is_none() || ready.local == local;
+        let taken = std::iter::from_fn(|| ready.pop_front()).find(counts);
         if ready.len() < self.batch as usize / 2 {
             drop(ready);
             self.begin_fetch();
@@ -100,7 +106,8 @@ impl Stock {
         taken
     }
 
-    fn use_up(&self, layout: GroupLayout, place: Place) -> GroupLayout {
+    fn use_up(&self, ready: Ready) -> GroupLayout {
+        let Ready { layout, place, .. } = ready;
         self.reach.learn_owner(layout.group(), place);
         layout
     }
@@ -139,18 +146,15 @@ impl Stock {
     }
 
     /// Asks the next LC, or if it does not help one behind it.
-    async fn ask(
-        &self,
-        question: PolicyQuestion,
-        count: u32,
-    ) -> Result<Vec<(GroupLayout, Place)>, Error> {
+    async fn ask(&self, question: PolicyQuestion, count: u32) -> Result<Vec<Ready>, Error> {
+        let local = self.reach.local();
         let (data_type, question) = (self.data_type, self.with_priority(question));
         let request = LccRequest::NewDevices { data_type, question, count };
         let (reply, place) = self.ask_any(&request).await?;
         match reply {
             LccReply::Layouts(layouts) if !layouts.is_empty() => {
                 let good = layouts.into_iter().filter(|layout| layout.check().is_ok());
-                Ok(good.map(|layout| (layout, place)).collect())
+                Ok(good.map(|layout| Ready { layout, place, local }).collect())
             }
             _ => Err(none()),
         }
