@@ -4,6 +4,7 @@
 //! Each change of names is one request to the owner of the directory; what concerns other groups, too,
 //! the owners do among themselves (W-7). A new directory is begun in its own group first, listed as an
 //! upload at its parent meanwhile, then entered there.
+//! Where this mount owns the directory, it is answered before that is decided ([`Vfs::soon`], W-9).
 //! Removing the last name of a file that is open here leaves its record until the last close.
 
 use std::rc::Rc;

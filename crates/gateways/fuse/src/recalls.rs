@@ -217,23 +217,21 @@ impl Dropping {
                 }
             }
         }
-        let Some(mut told) = self.names else { return };
+        let Some(told) = self.names else { return };
         let is_busy =
             || self.directory.as_ref().is_some_and(|d| 0 < d.busy.load(Ordering::Relaxed));
-        while !is_busy() {
-            let believed = self.names_until - lease_now();
-            if believed.is_zero() {
-                return;
+        let believed = || self.names_until - lease_now();
+        let Some(mut told) = told else {
+            if !is_busy() {
+                sleep(believed() + Duration::from_millis(1)).await;
             }
-            let left = LOOK_AGAIN.min(believed + Duration::from_millis(1));
-            match &mut told {
-                // An error: the mount is ending.
-                Some(told) => {
-                    if timeout(left, told).await.is_ok() {
-                        return;
-                    }
-                }
-                None => sleep(left).await,
+            return;
+        };
+        while !is_busy() && !believed().is_zero() {
+            let left = LOOK_AGAIN.min(believed() + Duration::from_millis(1));
+            // An error: the mount is ending.
+            if timeout(left, &mut told).await.is_ok() {
+                return;
             }
         }
     }

@@ -4,7 +4,7 @@
 //! ```text
 //! write()   copies into a run, and is answered                        FUSE thread
 //! kick      a run is complete, or memory is short, or time is up      client's thread
-//!             -> flights, several at once, none over another
+//!             -> flights, several at once, none over another; short ones go together
 //! flush     everything written before it is held, then the record     close
 //! fsync     ... and stable
 //! ```
