@@ -301,7 +301,7 @@ impl Reach {
                         self.told.note(group, number);
                     }
                     self.told.synced(group, &named);
-                    if is_sync(request) && self.losses.take(group) {
+                    if is_stable(request) && self.losses.take(group) {
                         self.told.lost(group, &[]);
                         return Err(Error::HeldLost { path: what() });
                     }
@@ -311,6 +311,8 @@ impl Reach {
                     return Ok((reply, bytes));
                 }
                 Attempt::Refused(LccRefusal::HeldLost) => {
+                    // Told by this, too.
+                    self.losses.take(group);
                     self.told.lost(group, &named);
                     return Err(Error::HeldLost { path: what() });
                 }
@@ -520,6 +522,15 @@ fn is_sync(request: &LccRequest) -> bool {
         LccRequest::Directory { op: DirectoryOp::Sync { .. }, .. }
             | LccRequest::File { op: FileOp::Sync { .. }, .. }
     )
+}
+
+/// Whether it says that all before it is on the disks: it tells what is lost.
+fn is_stable(request: &LccRequest) -> bool {
+    let attributes = matches!(
+        request,
+        LccRequest::Directory { op: DirectoryOp::SetAttributes { stable: true, .. }, .. }
+    );
+    attributes || is_sync(request)
 }
 
 /// A request, and if it is a sync, with what this process was told is written.

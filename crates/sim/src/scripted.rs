@@ -238,6 +238,20 @@ impl Script {
         OperationId { client: 1, counter }
     }
 
+    /// Gives a device of so many bytes a name in the root directory.
+    pub async fn name(&self, device: &GroupLayout, size: u64, name: &'static str) {
+        let data = FileData::Device(device.clone());
+        let attributes = NewAttributes { data, size, ..plain(FileKind::File) };
+        let create = DirectoryOp::Create {
+            operation: self.operation(),
+            name: Bytes::from_static(name.as_bytes()),
+            attributes,
+            if_exists: IfExists::Fail,
+            stable: true,
+        };
+        self.client.directory_op(&self.root(), create).await.expect("the name is free");
+    }
+
     /// A directory with copies on these servers, begun at the LC of `owner`; its number is above those
     /// of all before. Without a name, unless it gets one.
     pub async fn directory(

@@ -4,6 +4,9 @@
 //! *writer* without copies changes that mode to 1, 2, 3 ... A look that began after the change to n was
 //! answered must see n or more.
 
+#[path = "common/found.rs"]
+mod found;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -246,19 +249,8 @@ fn copies_of_what_moves_away_from_their_mount_are_taken_back() {
 /// Rules that these scripts guard, taken out: the script must fail.
 #[test] // Proves: N-1, O-6.
 fn each_planted_bug_is_found() {
-    let scripts: [(&str, fn()); 2] = [
-        (
-            "N-1/recall-not-waited-for",
-            a_change_is_answered_when_nobody_shows_what_was_before as fn(),
-        ),
+    found::each_is_found(&[
+        ("N-1/recall-not-waited-for", a_change_is_answered_when_nobody_shows_what_was_before),
         ("O-6/copies-outlive-a-move", copies_of_what_moves_away_from_their_mount_are_taken_back),
-    ];
-    let mut silent = Vec::new();
-    for (bug, script) in scripts {
-        braid_terms::plant(Some(bug));
-        let failed = std::panic::catch_unwind(script).is_err();
-        braid_terms::plant(None);
-        silent.extend((!failed).then_some(bug));
-    }
-    assert!(silent.is_empty(), "these planted bugs are not found: {silent:?}");
+    ]);
 }

@@ -4,6 +4,9 @@
 //! Copies of directories are on servers 1, 2 and 3, owners at servers 4, 5 and 6. The directory that is
 //! made first has the lower number: it is the primary.
 
+#[path = "common/found.rs"]
+mod found;
+
 use std::time::Duration;
 
 use braid_sim::scripted::{Failed, Message, Role, Script, Seen};
@@ -652,20 +655,13 @@ fn an_intent_is_stable_before_the_decision() {
 }
 
 /// Each rule that these scripts guard, taken out: its script must fail.
-#[cfg(feature = "planted")]
 #[test] // Proves: W-7, O-7.
 fn each_planted_bug_is_found() {
-    let scripts: [(&str, fn()); 5] = [
+    found::each_is_found(&[
         ("W-7/decisions-are-not-stable", no_power_cut_leaves_one_side_of_a_rename),
         ("W-7/the-secondary-does-not-ask", the_next_owner_of_a_secondary_asks_before_it_finishes),
         ("W-7/no-void-record", what_the_secondary_was_told_is_void_stays_so),
         ("W-7/intents-are-not-stable", an_intent_is_stable_before_the_decision),
         ("O-7/moves-without-the-lock", two_moves_make_no_circle),
-    ];
-    for (bug, script) in scripts {
-        braid_terms::plant(Some(bug));
-        let failed = std::panic::catch_unwind(script).is_err();
-        braid_terms::plant(None);
-        assert!(failed, "{bug}: the script does not see it");
-    }
+    ]);
 }

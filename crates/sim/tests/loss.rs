@@ -1,5 +1,8 @@
 //! Ring 2: loss that is told, as scripts; see `holes.rs`.
 
+#[path = "common/found.rs"]
+mod found;
+
 use std::time::Duration;
 
 use braid_client::{EntryAttributes, Error, PutOptions};
@@ -90,6 +93,58 @@ fn hole_21_later_owners_know_what_earlier_ones_lost() {
     });
 }
 
+/// The removal of a directory may be answered before it is on any disk, as changes within one directory
+/// are: a sync of its parent says where a power cut took it. What is back can be used, and removed.
+///
+/// 1. Six directories in one are removed while all disks sync slowly, and all machines lose their power.
+/// 2. Some are there again: their parent decided alone, and forgot it.
+/// 3. A sync of the parent says so. The first that is back takes a file; all go for good.
+#[test] // Proves: W-7, W-9.
+fn a_sync_says_that_the_removal_of_a_directory_is_lost() {
+    Script::run(64, 5, "raid5/2+1", async |script| {
+        let client = script.client();
+        client.mkdir("/d", &EntryAttributes::default()).await.expect("a directory");
+        let below: Vec<String> = (0..6).map(|n| format!("/d/{n}")).collect();
+        for path in &below {
+            client.mkdir(path, &EntryAttributes::default()).await.expect("a directory");
+            let made = client.directory(path).await.expect("made");
+            made.sync().await.expect("it is synced");
+        }
+        client.root().sync().await.expect("it is synced");
+        let directory = client.directory("/d").await.expect("it is there");
+        directory.sync().await.expect("it is synced");
+        script.set_sync_time(&script.servers(), SLOW);
+        for path in &below {
+            client.rmdir(path).await.expect("it is empty");
+        }
+        script.power_cut(&script.servers());
+        script.power_on(&script.servers());
+        script.set_sync_time(&script.servers(), Duration::ZERO);
+        let mut back = Vec::new();
+        for path in &below {
+            match client.lookup(path).await {
+                Ok(_) => back.push(path),
+                Err(Error::NotFound { .. }) => {}
+                Err(error) => panic!("{path}: {error}"),
+            }
+        }
+        let told = directory.sync().await;
+        assert_eq!(back.is_empty(), told.is_ok(), "{back:?}: {told:?}");
+        assert!(!back.is_empty(), "the power cut took nothing: this shows nothing");
+        for (nth, path) in back.into_iter().enumerate() {
+            if nth == 0 {
+                let file = format!("{path}/file");
+                let put = client.put_bytes(&file, vec![7; 10].into(), PutOptions::default()).await;
+                put.expect("it is a directory as any");
+                client.unlink(&file).await.expect("it is there");
+            }
+            client.rmdir(path).await.expect("it is empty");
+        }
+        directory.sync().await.expect("all is told");
+        script.healed().await;
+    });
+}
+
 /// Names that a power cut took are shown by an owner that lives on, and are gone later.
 ///
 /// 1. X at server 4 owns a directory with copies at servers 2 and 3, and makes a file there: held.
@@ -121,18 +176,11 @@ fn an_owner_does_not_show_what_restarted_portions_lost() {
 /// Rules that these scripts guard, taken out: the script must fail.
 #[test] // Proves: W-9.
 fn each_planted_bug_is_found() {
-    let scripts: [(&str, fn()); 2] = [
+    found::each_is_found(&[
         ("W-9/loss-is-not-told", hole_21_a_sync_says_that_answered_writes_are_lost),
+        ("W-9/loss-is-not-told", a_sync_says_that_the_removal_of_a_directory_is_lost),
         ("W-9/what-was-lost-is-shown", an_owner_does_not_show_what_restarted_portions_lost),
-    ];
-    let mut silent = Vec::new();
-    for (bug, script) in scripts {
-        braid_terms::plant(Some(bug));
-        let failed = std::panic::catch_unwind(script).is_err();
-        braid_terms::plant(None);
-        silent.extend((!failed).then_some(bug));
-    }
-    assert!(silent.is_empty(), "these planted bugs are not found: {silent:?}");
+    ]);
 }
 
 /// More than m portions lose what they held, and their owner lives on.

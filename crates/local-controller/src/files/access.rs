@@ -153,10 +153,7 @@ impl GroupAccess for OwnedGroup {
     }
 
     fn take_copies_back(&self) {
-        if let Ok(lcc) = self.0.lcc() {
-            let (caches, group) = (lcc.caches.clone(), self.0.layout().group());
-            tokio::task::spawn_local(async move { drop(caches.end_group(group).await) });
-        }
+        self.0.take_copies_back();
     }
 
     fn sync(&self) -> impl Future<Output = Result<(), LccRefusal>> + 'static {

@@ -76,7 +76,6 @@ impl Losses {
     }
 
     /// Whether something of the group was lost since it was asked last.
-    #[must_use]
     pub fn take(&self, group: DeviceId) -> bool {
         self.0.borrow_mut().remove(&group)
     }

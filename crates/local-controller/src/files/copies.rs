@@ -145,14 +145,35 @@ impl Files {
             return Ok(());
         }
         let found = self.find_files(&devices).await?;
+        let mut outcome = Ok(());
         for device in devices {
-            if let Some(beside) = found.get(&device) {
-                self.make_copy(device, beside).await?;
+            let done = match found.get(&device) {
+                Some(beside) => self.make_copy(device, beside).await,
+                None => self.is_removed(device).await,
+            };
+            match done {
+                Ok(()) => self.lcc.local.settle(device, |kept| kept.is_conflict),
+                Err(refusal) => outcome = Err(refusal),
             }
-            // Nothing has the device any more where none was found: the file was removed.
-            self.lcc.local.settle(device, |kept| kept.is_conflict);
         }
-        Ok(())
+        outcome
+    }
+
+    /// No name was found for a device: that it was removed is known when no portion knows it. Else its
+    /// name may have moved while the directories were looked through.
+    ///
+    /// Errors: `Unavailable` where it is there, or nobody says.
+    async fn is_removed(self: &Rc<Self>, device: DeviceId) -> Result<(), LccRefusal> {
+        let kept = self.lcc.local.of(device);
+        let Some(layout) = kept.last().map(|kept| kept.copy.layout.clone()) else { return Ok(()) };
+        match self.ask_owner(&layout, LccRequest::DescribeGroup { layout: layout.clone() }).await {
+            Err(LccRefusal::NotFound) => Ok(()),
+            Ok(_) => {
+                let reason = format!("no name is found for device {device}, which is there");
+                Err(LccRefusal::Unavailable { reason })
+            }
+            Err(refusal) => Err(refusal),
+        }
     }
 
     /// The files that have these devices, by the devices; from the root down.

@@ -117,16 +117,22 @@ impl Group {
         }
     }
 
+    /// What clients keep of the group may be wrong: they give it up. Source: N-1.
+    pub(crate) fn take_copies_back(&self) {
+        let Ok(lcc) = self.lcc() else { return };
+        let (caches, group) = (lcc.caches.clone(), self.layout.group());
+        if caches.matters(group) {
+            tokio::task::spawn_local(async move { drop(caches.end_group(group).await) });
+        }
+    }
+
     /// Ends it because something must be looked at that was not when it was opened. Clients give up
     /// their copies: what they say may be lost. Source: N-1.
     pub(super) fn doubt(self: &Rc<Self>) {
         if let Ok(lcc) = self.lcc() {
             lcc.note_unclean(self.layout.group(), self.grant);
-            let (caches, group) = (lcc.caches.clone(), self.layout.group());
-            if caches.matters(group) {
-                tokio::task::spawn_local(async move { drop(caches.end_group(group).await) });
-            }
         }
+        self.take_copies_back();
         self.kill(Dead::LostOwnership);
     }
 }
