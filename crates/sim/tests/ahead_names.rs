@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use braid_client::{Client, EntryAttributes, Error};
+use braid_client::{Client, EntryAttributes};
 use braid_env::simulated::SimProcess;
 use braid_sim::scripted::{Message, Script, Seen};
 use braid_terms::GroupLayout;
@@ -32,16 +32,15 @@ struct Done {
     go_on: Notify,
 }
 
-async fn chmod(client: &Client, layout: &GroupLayout, mode: u32) -> Result<(), Error> {
+fn chmod(client: &Client, layout: &GroupLayout, mode: u32, stable: bool) -> DirectoryOp {
     let changes = AttributeChanges { mode: Some(mode), ..AttributeChanges::default() };
     let (operation, id) = (client.operation(), layout.group());
-    let op = DirectoryOp::SetAttributes { operation, id, changes, stable: false };
-    let caches = client.keep_caches(None);
-    caches.directory_op(layout, op, true).await.0.map(drop)
+    DirectoryOp::SetAttributes { operation, id, changes, stable }
 }
 
-/// Makes the directory with mode 1, changes it to 2 at the first step, syncs it twice at the next.
-fn mount(script: &Script) -> (SimProcess, Rc<Done>) {
+/// Makes the directory with mode 1, changes it to 2 at the first step, syncs it twice at the next; the
+/// first time by a stable change to mode 3, if so asked.
+fn mount(script: &Script, by_change: bool) -> (SimProcess, Rc<Done>) {
     let done = Rc::new(Done::default());
     let of_mount = done.clone();
     let process = script.mount(1, async move |client| {
@@ -51,11 +50,17 @@ fn mount(script: &Script) -> (SimProcess, Rc<Done>) {
         client.directory_op(&layout, DirectoryOp::SYNC).await.expect("it is synced");
         of_mount.answered.set(1);
         of_mount.go_on.notified().await;
-        chmod(&client, &layout, 2).await.expect("it is answered");
+        let ahead = chmod(&client, &layout, 2, false);
+        let caches = client.keep_caches(None);
+        caches.directory_op(&layout, ahead, true).await.0.expect("it is answered");
         of_mount.answered.set(2);
         of_mount.go_on.notified().await;
-        for _ in 0..2 {
-            let synced = client.directory_op(&layout, DirectoryOp::SYNC).await;
+        for is_first in [true, false] {
+            let op = match is_first && by_change {
+                true => chmod(&client, &layout, 3, true),
+                false => DirectoryOp::SYNC,
+            };
+            let synced = client.directory_op(&layout, op).await;
             let said = synced.map(drop).map_err(|error| error.to_string());
             of_mount.syncs.borrow_mut().push(said);
         }
@@ -84,7 +89,7 @@ async fn mode(client: &Client) -> u32 {
 #[test] // Proves: W-9.
 fn what_was_answered_ahead_is_seen_by_all() {
     Script::run(70, SERVERS, "raid5/2+1", async |script| {
-        let (_process, done) = mount(&script);
+        let (_process, done) = mount(&script, false);
         script.until("the directory is made", async |_| done.answered.get() == 1).await;
         let other = script.cluster.client(2).await.expect("the cluster is there");
         let held = script.hold(is_prepare_of_mount);
@@ -105,36 +110,39 @@ fn what_was_answered_ahead_is_seen_by_all() {
 /// 1. The mount is answered a change of which no portion has heard, and stands still for longer than
 ///    its lease.
 /// 2. Another client owns the directory meanwhile, and sees the mode of before.
-/// 3. The mount goes on: its first sync says that something is lost, its next one that all is well.
+/// 3. The mount goes on: its first sync, or stable change of attributes, says that something is lost; the
+///    next one that all is well.
 #[test] // Proves: W-9, O-4.
 fn what_was_answered_ahead_and_is_lost_is_told_by_the_next_sync() {
-    Script::run(71, SERVERS, "raid5/2+1", async |script| {
-        let (process, done) = mount(&script);
-        script.until("the directory is made", async |_| done.answered.get() == 1).await;
-        let other = script.cluster.client(2).await.expect("the cluster is there");
-        let held = script.hold(is_prepare_of_mount);
-        done.go_on.notify_one();
-        script.until("the mount was answered", async |_| done.answered.get() == 2).await;
-        process.pause();
-        sleep(Duration::from_secs(4)).await;
-        assert_eq!(mode(&other).await, 1, "nobody heard of it");
-        held.release();
-        process.resume();
-        done.go_on.notify_one();
-        script.until("the mount synced", async |_| done.syncs.borrow().len() == 2).await;
-        let syncs = done.syncs.borrow().clone();
-        assert!(syncs[0].is_err(), "{syncs:?}");
-        assert_eq!(syncs[1], Ok(()));
-        assert_eq!(mode(&other).await, 1);
-        script.healed().await;
-    });
+    for (seed, by_change) in [(71, false), (73, true)] {
+        Script::run(seed, SERVERS, "raid5/2+1", async move |script| {
+            let (process, done) = mount(&script, by_change);
+            script.until("the directory is made", async |_| done.answered.get() == 1).await;
+            let other = script.cluster.client(2).await.expect("the cluster is there");
+            let held = script.hold(is_prepare_of_mount);
+            done.go_on.notify_one();
+            script.until("the mount was answered", async |_| done.answered.get() == 2).await;
+            process.pause();
+            sleep(Duration::from_secs(4)).await;
+            assert_eq!(mode(&other).await, 1, "nobody heard of it");
+            held.release();
+            process.resume();
+            done.go_on.notify_one();
+            script.until("the mount synced", async |_| done.syncs.borrow().len() == 2).await;
+            let syncs = done.syncs.borrow().clone();
+            assert!(syncs[0].is_err(), "by a change: {by_change}, {syncs:?}");
+            assert_eq!(syncs[1], Ok(()));
+            assert_eq!(mode(&other).await, if by_change { 3 } else { 1 });
+            script.healed().await;
+        });
+    }
 }
 
 /// A mount that is killed takes only what it was answered ahead: all before is there.
 #[test] // Proves: W-9, W-10.
 fn a_mount_that_is_killed_takes_only_what_nobody_heard() {
     Script::run(72, SERVERS, "raid5/2+1", async |script| {
-        let (process, done) = mount(&script);
+        let (process, done) = mount(&script, false);
         script.until("the directory is made", async |_| done.answered.get() == 1).await;
         let _held = script.hold(is_prepare_of_mount);
         done.go_on.notify_one();
