@@ -74,8 +74,8 @@ pub enum CoordinatorRequest {
         /// Which LCC.
         index: u8,
     },
-    /// A clean end: all groups are given up, nothing is unfinished, no client has copies. Closes the LCCs' pending facts
-    /// and ends their validity. Answer: `Done`.
+    /// A clean end: all groups are given up, nothing is unfinished, no client has copies. Closes the
+    /// LCCs' pending facts and ends their validity. Answer: `Done`.
     UnregisterLc {
         /// The LC that ends.
         lc: Incarnation,

@@ -280,12 +280,13 @@ impl Group {
             // A new global controller has not heard all disks: who is alive says so within a moment.
             let is_long_dead =
                 |slot| self.lcc().is_ok_and(|lcc| lcc.is_long_dead(self.layout.disk(slot)));
-            let mut usable = silent.iter().filter(|slot| !unusable.contains(slot));
-            let is_known = answer_window <= now || usable.all(|slot| is_long_dead(*slot));
-            let is_told = is_known && !may_return;
+            let all_gone = silent.iter().all(|slot| is_long_dead(*slot));
+            let is_told = (answer_window <= now || all_gone) && !may_return;
             let waited = !wakes_up && (window <= now || is_told);
-            // Those that were restarted may all lack the same answered write, and say nothing of it.
+            // Those that were restarted may all lack the same answered write, and say nothing of it. One
+            // that is alive is waited for; with those that are gone, too many would have lost it.
             let vouched = not_ready_window <= now
+                || all_gone
                 || self.geometry.data() <= reports.len() - restarted(&reports)
                 || planted!("W-6/restarted-portions-are-believed")
                 || planted!("W-6/the-silent-are-not-waited-for");
