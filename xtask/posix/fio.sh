@@ -1,6 +1,7 @@
 # fio: verified random and sequential writes, buffered, direct and mapped, several jobs.
 . "$TOOLS/common.sh"
 need fio "apt install fio"
+cd "$SCRATCH" # It leaves notes of its state.
 for engine in psync libaio mmap; do
   direct=0; [ $engine = libaio ] && direct=1
   fio --name=verify --directory="$MOUNT" --rw=randrw --bsrange=4k-128k --bs_unaligned=0 \

@@ -6,7 +6,7 @@ data="$SCRATCH/hung"
 mkdir -p "$SCRATCH/hard" "$SCRATCH/soft"
 cd "$SCRATCH"
 "$BRAID" up --detach --servers 3 --dir "$data" --port-base 18800 > /dev/null
-pids() { for p in /proc/[0-9]*; do tr '\0' ' ' < "$p/cmdline" 2>/dev/null | grep -q -- "--dir $data/server-" && echo "${p#/proc/}"; done; true; }
+pids() { for p in /proc/[0-9]*; do tr '\0' ' ' 2>/dev/null < "$p/cmdline" | grep -q -- "--dir $data/server-" && echo "${p#/proc/}"; done; true; }
 trap 'kill -CONT $(pids) 2>/dev/null; umount -l "$SCRATCH/hard" "$SCRATCH/soft" 2>/dev/null; "$BRAID" --cluster "$data/client.toml" down > /dev/null 2>&1 || kill -9 $(pids)' EXIT
 "$BRAID" --cluster "$data/client.toml" mount "$SCRATCH/hard"
 "$BRAID" --cluster "$data/client.toml" mount "$SCRATCH/soft" -o soft

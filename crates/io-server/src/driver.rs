@@ -464,6 +464,7 @@ impl IoServer {
                 }
             }
             IoRequest::Read(request) => return Begun::Read(request),
+            IoRequest::Seek(seek) => store.seek(&seek),
             IoRequest::Inspect { fence } => store.inspect(&fence).map(report),
             IoRequest::Rejoin { fence, layout, after, prev, decided, lengths, home, whole } => {
                 let (key, grant, layout) = (key_of(&fence), fence.grant, *layout);

@@ -21,14 +21,15 @@ use std::io;
 use std::rc::Rc;
 
 use braid_env::{File, Payload};
-use braid_terms::{BLOCK_SIZE, PAYLOAD_MAX, PortionName};
-use braid_wire::io::{BlockRange, IoRefusal, IoReply, Read};
+use braid_terms::{BLOCK_SIZE, PAYLOAD_MAX, PortionName, WriteNumber};
+use braid_wire::io::{BlockRange, Fence, IoRefusal, IoReply, Read, Seek};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 
 use crate::direct::{Ticket, written};
 use crate::fence::Wish;
 use crate::group::{Entry, Group, Source};
+use crate::journal_body::SlotKey;
 use crate::portion_file::{Presence, runs};
 use crate::portion_page::{GROUP_BLOCKS, block_offset};
 use crate::prepare::check_range;
@@ -140,18 +141,7 @@ impl Store {
     /// Errors: `UnknownGroup` where there is no portion file and should be one; `Behind` where the
     /// journal's damage may have taken what is asked; `Unreadable`, fences.
     pub fn plan(&mut self, read: &Read) -> Result<Plan, IoRefusal> {
-        let key = key_of(&read.fence);
-        self.ready()?;
-        self.check_fence(&read.fence, Wish::Use)?;
-        self.evict(self.limits.groups_max);
-        self.load_evicted(key)?;
-        let group = self.group(key).ok_or(IoRefusal::UnknownGroup)?;
-        if !group.known {
-            return Err(IoRefusal::UnknownGroup);
-        }
-        if group.damaged_after.is_some_and(|after| after < read.decided) {
-            return Err(IoRefusal::Behind { last: group.last });
-        }
+        let group = self.readable(&read.fence, read.decided)?;
         let devices = group.layout.devices.len();
         let mut blocks: u64 = 0;
         for range in &read.ranges {
@@ -173,13 +163,67 @@ impl Store {
         Ok(plan)
     }
 
-    fn plan_range(
+    /// The group, if all up to `decided` can be read here.
+    fn readable(&mut self, fence: &Fence, decided: WriteNumber) -> Result<&Group, IoRefusal> {
+        let key = key_of(fence);
+        self.ready()?;
+        self.check_fence(fence, Wish::Use)?;
+        self.evict(self.limits.groups_max);
+        self.load_evicted(key)?;
+        let group = self.group(key).ok_or(IoRefusal::UnknownGroup)?;
+        if !group.known {
+            return Err(IoRefusal::UnknownGroup);
+        }
+        if group.damaged_after.is_some_and(|after| after < decided) {
+            return Err(IoRefusal::Behind { last: group.last });
+        }
+        Ok(&self.groups[&key])
+    }
+
+    /// Finds the next block that was written, or was not. Looks at so many at most.
+    ///
+    /// Errors: as `plan`.
+    pub fn seek(&mut self, seek: &Seek) -> Result<IoReply, IoRefusal> {
+        let key = key_of(&seek.fence);
+        let device_index = seek.device_index;
+        let group = self.readable(&seek.fence, seek.decided)?;
+        let first = BlockRange { device_index, first: seek.from, count: 1 };
+        check_range(first, group.layout.devices.len()).map_err(bad)?;
+        let name = group.layout.portion_name(usize::from(device_index), key.slot);
+        let kept_end = group.entries.iter().map(|entry| entry.span.1).max().unwrap_or(0);
+        let file = self.files.file(name).map_err(|error| disk_refusal(&error))?;
+        let length =
+            file.map_or(Ok(0), |file| file.length()).map_err(|error| unreadable(&error))?;
+        // A file is longer than its blocks: it has pages of checksums, too.
+        let end = kept_end.max(length / BLOCK_SIZE as u64);
+        let mut at = seek.from;
+        for _ in 0..SEEK_PAGES_MAX {
+            if end <= at {
+                break;
+            }
+            let count = GROUP_BLOCKS - at % GROUP_BLOCKS;
+            let cells =
+                self.cells(key, seek.decided, BlockRange { device_index, first: at, count })?;
+            let found = cells.iter().position(|cell| seek.present != matches!(cell, Cell::Absent));
+            if let Some(place) = found {
+                return Ok(IoReply::Sought { at: at + place as u64, found: true });
+            }
+            at += count;
+        }
+        Ok(match (end <= at, seek.present) {
+            (true, true) => IoReply::Sought { at: u64::MAX, found: false },
+            (true, false) => IoReply::Sought { at, found: true },
+            (false, _) => IoReply::Sought { at, found: false },
+        })
+    }
+
+    /// Where blocks are that are visible.
+    fn cells(
         &mut self,
-        read: &Read,
+        key: SlotKey,
+        decided: WriteNumber,
         range: BlockRange,
-        plan: &mut Plan,
-    ) -> Result<(), IoRefusal> {
-        let key = key_of(&read.fence);
+    ) -> Result<Vec<Cell>, IoRefusal> {
         let group = &self.groups[&key];
         let name = group.layout.portion_name(usize::from(range.device_index), key.slot);
         let expected = group.files_expected;
@@ -202,8 +246,20 @@ impl Store {
                 }
             }
         }
+        paint(&self.groups[&key], decided, range, &mut cells);
+        Ok(cells)
+    }
+
+    fn plan_range(
+        &mut self,
+        read: &Read,
+        range: BlockRange,
+        plan: &mut Plan,
+    ) -> Result<(), IoRefusal> {
+        let key = key_of(&read.fence);
+        let cells = self.cells(key, read.decided, range)?;
         let group = &self.groups[&key];
-        paint(group, read, range, &mut cells);
+        let name = group.layout.portion_name(usize::from(range.device_index), key.slot);
         let file = self.files.file(name).map_err(|error| disk_refusal(&error))?;
         let group = &self.groups[&key];
         plan.on_their_way.extend(self.direct.meeting(name, range));
@@ -253,12 +309,12 @@ impl Plan {
 }
 
 // Later entries lie over earlier ones.
-fn paint(group: &Group, read: &Read, range: BlockRange, cells: &mut [Cell]) {
+fn paint(group: &Group, decided: WriteNumber, range: BlockRange, cells: &mut [Cell]) {
     let end = range.first + range.count;
-    let decided = |entry: &Entry| {
-        entry.number <= read.decided || braid_terms::planted!("W-12/read-what-is-not-decided")
+    let is_decided = |entry: &Entry| {
+        entry.number <= decided || braid_terms::planted!("W-12/read-what-is-not-decided")
     };
-    let visible = |entry: &Entry| decided(entry) && entry.meets(range.first, end);
+    let visible = |entry: &Entry| is_decided(entry) && entry.meets(range.first, end);
     for (at_entry, entry) in group.entries.iter().enumerate().filter(|(_, e)| visible(e)) {
         for piece in &entry.pieces {
             if piece.range.device_index != range.device_index {
@@ -287,6 +343,9 @@ fn paint(group: &Group, read: &Read, range: BlockRange, cells: &mut [Cell]) {
 fn index_of(block: u64, range: BlockRange) -> usize {
     usize::try_from(block - range.first).expect("ranges in memory are short")
 }
+
+/// Pages of checksums that one search looks at: 512 MiB of a portion.
+const SEEK_PAGES_MAX: u32 = 256;
 
 /// Beginnings of reads that are remembered.
 const RECENT_MAX: usize = 16_384;

@@ -231,29 +231,42 @@ impl Disks {
             };
             let moved = link.moved.notified();
             link.wanted.set(link.wanted.get().max(position));
-            if !link.syncing.replace(true) {
-                self.syncs.set(self.syncs.get() + 1);
-                tokio::task::spawn_local(sync_once(link.clone(), up));
-            }
+            self.begin_sync(&link, up, link.wanted.get());
             moved.await;
         }
     }
-}
 
-async fn sync_once(link: Rc<DiskLink>, up: DiskUp) {
-    let position = link.wanted.get();
-    let request = IoRequest::Sync { incarnation: up.incarnation, position };
-    let answer = up.client.call(&request, Payload::empty(), SYNC_WAIT).await;
-    link.syncing.set(false);
-    match answer {
-        Ok((Ok(IoReply::Synced { synced }), _)) => link.note_synced(up.incarnation, synced),
-        Ok(_) | Err(_) => {
-            tracing::debug!(disk = %link.disk, "a sync was not answered");
-            up.client.close();
-            link.wanted.set(JournalPosition(0));
+    /// Asks for all that the disk has got by then, behind what was sent to it; nobody waits here.
+    /// Where a sync is under way already, `sync` asks again after it.
+    pub fn sync_soon(&self, disk: DiskId) {
+        let link = self.link(disk);
+        if let Some(up) = link.up() {
+            self.begin_sync(&link, up, JournalPosition(u64::MAX));
         }
     }
-    link.moved.notify_waiters();
+
+    fn begin_sync(&self, link: &Rc<DiskLink>, up: DiskUp, position: JournalPosition) {
+        if link.syncing.replace(true) {
+            return;
+        }
+        self.syncs.set(self.syncs.get() + 1);
+        let request = IoRequest::Sync { incarnation: up.incarnation, position };
+        let call = up.client.start_call(&request, Payload::empty(), SYNC_WAIT);
+        let link = link.clone();
+        tokio::task::spawn_local(async move {
+            let answer = call.await;
+            link.syncing.set(false);
+            match answer {
+                Ok((Ok(IoReply::Synced { synced }), _)) => link.note_synced(up.incarnation, synced),
+                Ok(_) | Err(_) => {
+                    tracing::debug!(disk = %link.disk, "a sync was not answered");
+                    up.client.close();
+                    link.wanted.set(JournalPosition(0));
+                }
+            }
+            link.moved.notify_waiters();
+        });
+    }
 }
 
 impl DiskLink {

@@ -397,3 +397,96 @@ fn a_group_that_is_only_read_costs_no_fact_while_a_portion_is_away() {
         check(&taken, &model).await;
     });
 }
+
+/// Data ranges as `seek` tells them.
+async fn data_of(group: &Rc<Group>, length: u64) -> Vec<std::ops::Range<u64>> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < length {
+        let data = group.seek(0, at, false).await.unwrap();
+        assert!(at <= data && data <= length);
+        if data == length {
+            break;
+        }
+        let hole = group.seek(0, data, true).await.unwrap();
+        assert!(data < hole && hole <= length);
+        found.push(data..hole);
+        at = hole;
+    }
+    found
+}
+
+#[test] // Proves: K1.
+fn holes_are_where_nothing_was_written() {
+    for (scheme, strip, servers) in schemes() {
+        let scheme_parity = scheme.parse::<braid_terms::RaidScheme>().unwrap().parity() as u32;
+        run(1, async |simulation: Simulation| {
+            let cluster = Cluster::start(&simulation, servers, scheme).await;
+            let lc = cluster.start_lc(1).await;
+            let layout = layout(&lc.lccs()[0], strip).await;
+            let group = lc.lccs()[0].create_group(&layout, layout.group()).unwrap();
+            let mut model = Vec::new();
+            let written = [(0, 100), (3 << 20, 4096), (5 << 20, 300_000), (20_000_000, 1)];
+            for (at, length) in written {
+                write(&group, &mut model, at, vec![7; length]).await;
+            }
+            let length = model.len() as u64;
+            let check_all = async |is_fine: bool| {
+                let found = data_of(&group, length).await;
+                for (at, byte) in model.iter().enumerate().filter(|(_, byte)| **byte != 0) {
+                    let at = at as u64;
+                    assert!(
+                        found.iter().any(|data| data.contains(&at)),
+                        "{scheme}: {byte} at {at}"
+                    );
+                }
+                if is_fine && 4096 <= strip {
+                    let block = |at: usize| (at / 4096 * 4096) as u64;
+                    let blocks = written
+                        .map(|(at, size)| block(at)..(block(at + size - 1) + 4096).min(length));
+                    assert_eq!(found, blocks, "{scheme} with strips of {strip} bytes");
+                }
+                assert!(found.iter().map(|data| data.end - data.start).sum::<u64>() <= length);
+            };
+            check_all(true).await;
+            for disk in &layout.disks[..scheme_parity as usize] {
+                cluster.kill_io(disk.0);
+            }
+            check_all(scheme_parity == 0).await;
+            // A long hole ends where a search does, or is found.
+            let far = DeviceWrite { device_index: 0, at: 1 << 40, bytes: Bytes::from_static(b"x") };
+            let change = GroupWrite { writes: vec![far], ..GroupWrite::default() };
+            group.write(change).await.unwrap();
+            assert!(group.seek(0, 21_000_000, false).await.unwrap() <= 1 << 40);
+            assert_eq!(group.seek(0, 1 << 40, false).await.unwrap(), 1 << 40);
+            assert_eq!(group.seek(0, (1 << 40) + 1, true).await.unwrap(), (1 << 40) + 1);
+        });
+    }
+}
+
+#[test] // Proves: DESIGN 13: a stable write is one round trip.
+fn a_stable_write_asks_for_its_sync_behind_its_prepares() {
+    run(1, async |simulation: Simulation| {
+        let cluster = Cluster::start(&simulation, 6, "rs/4+2").await;
+        let lc = cluster.start_lc(1).await;
+        let layout = layout(&lc.lccs()[0], 65536).await;
+        let group = lc.lccs()[0].create_group(&layout, layout.group()).unwrap();
+        write(&group, &mut Vec::new(), 0, vec![1; 300_000]).await;
+        group.sync().await.unwrap();
+        let way = Duration::from_millis(100);
+        simulation.set_latency(way..way + Duration::from_micros(1));
+        let mut took = Vec::new();
+        for stable_soon in [false, true] {
+            let begun = simulation.elapsed();
+            let bytes = Bytes::from(vec![2; 4096]);
+            let writes = vec![DeviceWrite { device_index: 0, at: 0, bytes }];
+            let change = GroupWrite { writes, stable_soon, ..GroupWrite::default() };
+            let number = group.write(change).await.unwrap();
+            group.stable(number).await.unwrap();
+            took.push(simulation.elapsed() - begun);
+        }
+        // Both read the old row first.
+        assert!(6 * way <= took[0] && took[0] < 7 * way, "{took:?}");
+        assert!(4 * way <= took[1] && took[1] < 5 * way, "{took:?}");
+    });
+}

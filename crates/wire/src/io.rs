@@ -107,6 +107,8 @@ pub enum IoRequest {
     /// Reads blocks. Answer: `Blocks`, the payload being the present blocks in order. Not verified
     /// by the I/O server: the owner does (S-2).
     Read(Box<Read>),
+    /// Finds the next block that was written, or that was not. Answer: `Sought`.
+    Seek(Box<Seek>),
     /// What the slot keeps of records above the stable mark and of miss maps. Answer: `Report`.
     Inspect {
         /// Who asks.
@@ -342,6 +344,21 @@ pub struct Read {
     pub ranges: Vec<BlockRange>,
 }
 
+/// A search for blocks of one portion.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Seek {
+    /// Who asks.
+    pub fence: Fence,
+    /// Records up to here are visible.
+    pub decided: WriteNumber,
+    /// Which device of the group.
+    pub device_index: u8,
+    /// First block.
+    pub from: u64,
+    /// One that was written, or one that was not.
+    pub present: bool,
+}
+
 /// An answer of an I/O server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum IoReply {
@@ -370,6 +387,13 @@ pub enum IoReply {
     Blocks {
         /// In the order of the ranges.
         crcs: Vec<Option<u32>>,
+    },
+    /// To `Seek`.
+    Sought {
+        /// The block; or that up to which there is none, the largest number where none follows.
+        at: u64,
+        /// Whether it was found.
+        found: bool,
     },
     /// To `ListPortions`.
     Portions {

@@ -191,7 +191,7 @@ impl<S: Store> Vfs<S> {
         if grows { self.truncate(inode, to).await } else { Ok(()) }
     }
 
-    /// Writes zeros where `from..to` has none: only what is stored is sure to have room.
+    /// Writes zeros where `from..to` is behind the end: only what is stored is sure to have room.
     async fn make_room(self: &Rc<Self>, inode: &Arc<Inode>, from: u64, to: u64) -> Outcome<()> {
         let size = inode.state().size;
         if to.saturating_sub(from.max(size)) > self.space().await?.free {
@@ -202,7 +202,7 @@ impl<S: Store> Vfs<S> {
             let mut at = from;
             while at < to {
                 let end = to.min(at - at % ROOM_STEP + ROOM_STEP);
-                self.fill_holes(&handle, at, end).await?;
+                self.fill(&handle, at, end).await?;
                 at = end;
             }
             self.finish(&handle, Depth::Held).await
@@ -215,7 +215,7 @@ impl<S: Store> Vfs<S> {
         done
     }
 
-    async fn fill_holes(self: &Rc<Self>, handle: &Arc<Handle>, at: u64, end: u64) -> Outcome<()> {
+    async fn fill(self: &Rc<Self>, handle: &Arc<Handle>, at: u64, end: u64) -> Outcome<()> {
         let inode = &handle.inode;
         loop {
             let room = self.room.notified();
@@ -223,13 +223,13 @@ impl<S: Store> Vfs<S> {
                 let mut state = inode.state();
                 (state.device().cloned(), state.begin_fetch(at, end))
             };
-            let holes = match &layout {
-                Some(layout) => self.holes(layout, at, end).await,
-                None => Ok(vec![(at.max(inode.state().size.min(end)), end)]),
+            let behind = match &layout {
+                Some(layout) => self.behind_end(layout, at, end).await,
+                None => Ok((at.max(inode.state().size.min(end)), end)),
             };
             // From here to the writes there is no wait: nobody's bytes come between.
             let is_same = inode.state().end_fetch(fetch);
-            let holes = holes?;
+            let (from, to) = behind?;
             let waits = {
                 let state = inode.state();
                 let flies = |from: u64, to: u64| {
@@ -246,15 +246,12 @@ impl<S: Store> Vfs<S> {
                 continue;
             }
             let mut is_full = false;
-            for (from, to) in holes.into_iter().filter(|(from, to)| from < to) {
+            if from < to {
                 let zeros = vec![0; usize::try_from(to - from).expect("one step")];
                 match self.shared.take_in(handle, from, &zeros)? {
                     WriteHere::Full => is_full = true,
                     WriteHere::Kick => self.kick(inode),
                     WriteHere::Done | WriteHere::NoTurn | WriteHere::NotTold => {}
-                }
-                if is_full {
-                    break;
                 }
             }
             if !is_full {
@@ -265,38 +262,16 @@ impl<S: Store> Vfs<S> {
         }
     }
 
-    /// What of `at..end` a device does not hold.
-    async fn holes(
-        self: &Rc<Self>,
-        layout: &GroupLayout,
-        at: u64,
-        end: u64,
-    ) -> Outcome<Vec<(u64, u64)>> {
+    /// What of `at..end` is behind a device's end. Holes before it stay: another mount may write there
+    /// meanwhile, and zeros would come over its bytes.
+    async fn behind_end(&self, layout: &GroupLayout, at: u64, end: u64) -> Outcome<(u64, u64)> {
         let length = match self.file(layout, FileOp::Length, Payload::empty()).await {
             Ok((LccReply::Length(length), _)) => length.bytes,
             Ok(_) => return Err(Errno::IO),
             Err(Errno::NOENT) => 0,
             Err(error) => return Err(error),
         };
-        let seek = |at: u64, hole: bool| async move {
-            match self.file(layout, FileOp::Seek { at, hole }, Payload::empty()).await? {
-                (LccReply::Place(place), _) => Ok(place.clamp(at, length)),
-                _ => Err(Errno::IO),
-            }
-        };
-        let mut holes = Vec::new();
-        let mut place = at;
-        while place < end.min(length) {
-            let hole = seek(place, true).await?;
-            if hole >= end.min(length) {
-                break;
-            }
-            let data = seek(hole, false).await?.max(hole + 1);
-            holes.push((hole, data.min(end)));
-            place = data;
-        }
-        holes.push((at.max(length.min(end)), end));
-        Ok(holes)
+        Ok((at.max(length.min(end)), end))
     }
 
     /// Zeros in place of `from..to`, which lies within the file.

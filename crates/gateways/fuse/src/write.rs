@@ -65,6 +65,17 @@ pub enum Depth {
     Stable,
 }
 
+/// Which runs are sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Leaving {
+    /// Those to which nothing will be added.
+    Complete,
+    /// All.
+    All,
+    /// All, and somebody waits until they are stable.
+    Stable,
+}
+
 /// How often it is tried to tell an owner of bytes that wait, while others look at the file.
 const TELL_MAX: u32 = 3;
 /// Largest size of a file.
@@ -245,7 +256,7 @@ impl<S: Store> Vfs<S> {
     async fn send_complete(self: &Rc<Self>, inode: &Arc<Inode>) {
         let has_complete = std::mem::take(&mut inode.state().has_complete);
         if has_complete && self.ensure_device(inode).await.is_ok() {
-            self.send_runs(inode, false);
+            self.send_runs(inode, Leaving::Complete);
         }
     }
 
@@ -279,7 +290,7 @@ impl<S: Store> Vfs<S> {
             let vfs = self.clone();
             tokio::task::spawn_local(async move {
                 if vfs.ensure_device(&inode).await.is_ok() {
-                    vfs.send_runs(&inode, true);
+                    vfs.send_runs(&inode, Leaving::All);
                 }
                 vfs.room.notify_waiters();
             });
@@ -288,7 +299,7 @@ impl<S: Store> Vfs<S> {
 
     /// Sends runs that may leave, up to the number of flights. What cannot leave now does so when a
     /// flight ends.
-    fn send_runs(self: &Rc<Self>, inode: &Arc<Inode>, all: bool) {
+    fn send_runs(self: &Rc<Self>, inode: &Arc<Inode>, leaving: Leaving) {
         loop {
             if self.flights.get() >= self.shared.tuning.flights_max
                 || self.flight_bytes.get() >= self.shared.tuning.flight_bytes
@@ -302,7 +313,8 @@ impl<S: Store> Vfs<S> {
             let mut state = inode.state();
             let Some(layout) = state.device().cloned() else { return };
             let span = whole_stripes(self.shared.tuning.write_span, &layout);
-            let sent = gather(&mut state, |end| all || end.is_multiple_of(span));
+            let sent =
+                gather(&mut state, |end| leaving != Leaving::Complete || end.is_multiple_of(span));
             if sent.is_empty() {
                 return;
             }
@@ -310,7 +322,9 @@ impl<S: Store> Vfs<S> {
             let len = payload.len() as u64;
             let fresh = state.fresh;
             state.flights.extend(sent);
-            state.bytes_unstable = true;
+            // One round trip makes the last one stable, and all that was sent before it.
+            let stable = leaving == Leaving::Stable && parts.len() == 1 && state.dirty.is_empty();
+            state.bytes_unstable |= !stable;
             drop(state);
             self.flights.set(self.flights.get() + 1);
             self.flight_bytes.set(self.flight_bytes.get() + len);
@@ -318,13 +332,11 @@ impl<S: Store> Vfs<S> {
             tokio::task::spawn_local(async move {
                 let (home, ack) = (home_device(&inode.home), vfs.ack_of(&inode).await);
                 let op = match parts[..] {
-                    [(at, _)] => {
-                        FileOp::Write { at, home, fresh, stable: false, append: false, ack }
-                    }
+                    [(at, _)] => FileOp::Write { at, home, fresh, stable, append: false, ack },
                     _ => FileOp::WriteMany { parts: parts.clone(), home, fresh, ack },
                 };
                 let outcome = vfs.write_device(&layout, op, payload).await;
-                vfs.landed(&inode, &parts, outcome, all);
+                vfs.landed(&inode, &parts, outcome, leaving);
             });
         }
     }
@@ -358,7 +370,7 @@ impl<S: Store> Vfs<S> {
         inode: &Arc<Inode>,
         parts: &[(u64, u32)],
         outcome: Outcome<DeviceLength>,
-        all: bool,
+        leaving: Leaving,
     ) {
         {
             let mut state = inode.state();
@@ -383,10 +395,10 @@ impl<S: Store> Vfs<S> {
         self.flight_bytes.set(self.flight_bytes.get() - len);
         inode.progress.notify_waiters();
         self.room.notify_waiters();
-        self.send_runs(inode, all);
+        self.send_runs(inode, leaving);
         let waiting: Vec<_> = self.backlog.borrow_mut().drain(..).collect();
         for inode in waiting {
-            self.send_runs(&inode, true);
+            self.send_runs(&inode, Leaving::All);
         }
     }
 
@@ -406,7 +418,7 @@ impl<S: Store> Vfs<S> {
             return Box::pin(self.flush(&other, depth)).await;
         }
         if !self.flush_inline(inode, stable).await? {
-            self.flush_device(inode).await?;
+            self.send_device(inode, stable).await?;
             if !stable {
                 return self.flush_record(inode, false).await;
             }
@@ -472,8 +484,8 @@ impl<S: Store> Vfs<S> {
         outcome.map(|_| true)
     }
 
-    /// Sends everything written before, and waits until it is held.
-    pub async fn flush_device(self: &Rc<Self>, inode: &Arc<Inode>) -> Outcome<()> {
+    /// Sends everything written before, and waits until it is held; or stable, where it is the last.
+    async fn send_device(self: &Rc<Self>, inode: &Arc<Inode>, stable: bool) -> Outcome<()> {
         let (until, nothing) = {
             let state = inode.state();
             (state.sequence, state.dirty.is_empty() && state.flights.is_empty())
@@ -484,7 +496,7 @@ impl<S: Store> Vfs<S> {
         self.ensure_device(inode).await?;
         loop {
             let progress = inode.progress.notified();
-            self.send_runs(inode, true);
+            self.send_runs(inode, if stable { Leaving::Stable } else { Leaving::All });
             {
                 let state = inode.state();
                 let flying = state.flights.iter().any(|flight| flight.sequence <= until);

@@ -59,7 +59,12 @@ pub trait GroupAccess: Clone + 'static {
     ) -> impl Future<Output = Result<Bytes, LccRefusal>> + 'static;
 
     /// One cluster write, done when decided. Who needs an order waits for one before the next.
-    fn write(&self, parts: Vec<Part>) -> impl Future<Output = Result<(), LccRefusal>> + 'static;
+    /// With `stable_soon` the disks are asked behind it for what `sync` waits for.
+    fn write(
+        &self,
+        parts: Vec<Part>,
+        stable_soon: bool,
+    ) -> impl Future<Output = Result<(), LccRefusal>> + 'static;
 
     /// Whether clients may have copies of the group.
     fn has_copies(&self) -> bool {
@@ -113,9 +118,13 @@ impl GroupAccess for OwnedGroup {
         }
     }
 
-    fn write(&self, parts: Vec<Part>) -> impl Future<Output = Result<(), LccRefusal>> + 'static {
+    fn write(
+        &self,
+        parts: Vec<Part>,
+        stable_soon: bool,
+    ) -> impl Future<Output = Result<(), LccRefusal>> + 'static {
         let group = self.0.clone();
-        let mut change = GroupWrite::default();
+        let mut change = GroupWrite { stable_soon, ..GroupWrite::default() };
         for part in parts {
             match part {
                 Part::Write { device_index, at, bytes } => {

@@ -159,7 +159,7 @@ impl<G: GroupAccess> Directory<G> {
             DirectoryOp::Create { stable: true, .. }
                 | DirectoryOp::SetAttributes { stable: true, .. }
         );
-        let asked = Asked::new(around.session, &op);
+        let asked = Asked::new(around.session, &op).that_waits(stable);
         let judge =
             |state: &State, pending: &mut _| rules::change(state, pending, op.clone(), &around);
         let changed = self.carry_out(asked, judge, ahead.filter(|_| !stable)).await?;
@@ -172,14 +172,15 @@ impl<G: GroupAccess> Directory<G> {
     /// Does what another owner asks for a change over several groups. Source: W-7.
     pub async fn change_joint(self: Rc<Self>, op: DirectoryOp) -> Result<Changed, LccRefusal> {
         let judge = |state: &State, pending: &mut _| steps::change_joint(state, pending, &op);
-        let changed = self.carry_out(Asked::new(0, &op), judge, None).await?;
-        let stable = match op {
+        let stable = match &op {
             // Where it is lost the directory has no name, and goes as such.
-            DirectoryOp::Intend { steps, .. } if steps == [JointStep::Retire] => false,
+            DirectoryOp::Intend { steps, .. } if *steps == [JointStep::Retire] => false,
             DirectoryOp::Intend { .. } => !braid_terms::planted!("W-7/intents-are-not-stable"),
             DirectoryOp::Outcome { .. } => true,
             _ => false,
         };
+        let asked = Asked::new(0, &op).that_waits(stable);
+        let changed = self.carry_out(asked, judge, None).await?;
         if stable && matches!(changed, Changed::Done(_)) {
             self.group.sync().await?;
         }
@@ -544,7 +545,7 @@ impl<G: GroupAccess> Directory<G> {
             let parts = append(&mut core.logs, &layout, core.state.next_cookie, &changes);
             (batch, changes, parts, std::mem::take(&mut core.asked))
         };
-        self.group.write(parts).await?;
+        self.group.write(parts, asked.iter().any(|asked| asked.stable)).await?;
         let changing = if self.group.has_copies() {
             let own = self.core.borrow().state.id;
             self.group.before_change(touched::changed(own, &changes, &asked)).await
@@ -596,7 +597,7 @@ impl<G: GroupAccess> Directory<G> {
             }
             log.begin_checkpoint(&core.state.checkpoint(role))
         };
-        self.group.write(vec![part(role, &checkpoint.jump)]).await?;
+        self.group.write(vec![part(role, &checkpoint.jump)], false).await?;
         self.is_checkpointing[place].set(true);
         spawn_local(self.clone().write_checkpoint(role, checkpoint));
         Ok(())
@@ -622,7 +623,7 @@ impl<G: GroupAccess> Directory<G> {
             self.check()?;
             let piece = bytes.slice(from..bytes.len().min(from + CHECKPOINT_PIECE));
             let piece = LogWrite { at: at + from as u64, bytes: piece };
-            self.group.write(vec![part(role, &piece)]).await?;
+            self.group.write(vec![part(role, &piece)], false).await?;
         }
         self.check()?;
         let switch = {
@@ -632,11 +633,11 @@ impl<G: GroupAccess> Directory<G> {
         };
         // All bytes of the checkpoint are decided, so they have lower numbers; and the punch gets a
         // higher one than the switch (hole 29).
-        self.group.write(vec![part(role, &switch.root)]).await?;
+        self.group.write(vec![part(role, &switch.root)], false).await?;
         let device_index = role.device_index();
         let (at, length) = (switch.punch_at, switch.punch_length);
         if length > 0 {
-            self.group.write(vec![Part::Punch { device_index, at, length }]).await?;
+            self.group.write(vec![Part::Punch { device_index, at, length }], false).await?;
         }
         Ok(())
     }

@@ -118,7 +118,11 @@ impl GroupAccess for MemoryGroup {
         async move { Ok(bytes) }
     }
 
-    fn write(&self, parts: Vec<Part>) -> impl Future<Output = Result<(), LccRefusal>> + 'static {
+    fn write(
+        &self,
+        parts: Vec<Part>,
+        _: bool,
+    ) -> impl Future<Output = Result<(), LccRefusal>> + 'static {
         let mut inner = self.0.borrow_mut();
         inner.writes += 1;
         if let Some(refusal) = inner.refuse_next.take() {

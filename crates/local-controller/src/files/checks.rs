@@ -115,14 +115,16 @@ pub fn check_layout(layout: &GroupLayout) -> Result<(), LccRefusal> {
     layout.check().map_err(|error| LccRefusal::BadRequest { reason: error.to_string() })
 }
 
-/// Extended attributes together.
+/// Extended attributes together: at most 1,024, of at most 64 KiB.
 pub fn check_xattrs(xattrs: &[(Bytes, Bytes)]) -> Result<(), LccRefusal> {
     let bytes: usize = xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
     let names_fit = xattrs.iter().all(|(name, _)| (1..=255).contains(&name.len()));
-    if names_fit && bytes <= XATTR_BYTES_MAX && xattrs.len() <= XATTRS_MAX {
-        return Ok(());
+    if !names_fit {
+        return Err(bad("extended attributes have names of 1 to 255 bytes"));
     }
-    Err(bad("extended attributes have names of 1 to 255 bytes and are at most 64 KiB together"))
+    // As where a local file system has no more room for them.
+    let fits = bytes <= XATTR_BYTES_MAX && xattrs.len() <= XATTRS_MAX;
+    if fits { Ok(()) } else { Err(LccRefusal::NoSpace) }
 }
 
 /// A request that contradicts itself or a bound.

@@ -55,7 +55,7 @@ impl FileDevices {
                 let turn = self.turn(&group);
                 let _shared = turn.read().await;
                 let size: u64 = writes.iter().map(|write| write.bytes.len() as u64).sum();
-                let (number, length) = write_all(&group, writes, ack).await?;
+                let (number, length) = write_all(&group, writes, ack, false).await?;
                 self.lcc.count(|counters| counters.bytes_written += size);
                 Ok((LccReply::Written { at: parts[0].0, length }, Some(number), Payload::empty()))
             }
@@ -83,10 +83,7 @@ impl FileDevices {
             }
             FileOp::Seek { at, hole } => {
                 let group = self.group(layout).await?;
-                group.check_lease().map_err(read_refusal)?;
-                // All of it counts as data: right, if not as fine as it could be.
-                let length = group.length(0);
-                told(LccReply::Place(if hole { length } else { at.min(length) }))
+                told(LccReply::Place(group.seek(0, at, hole).await.map_err(read_refusal)?))
             }
             FileOp::Sync { written } => {
                 let group = match self.group(layout).await {
@@ -202,10 +199,10 @@ impl FileDevices {
         let (at, (number, length)) = if append {
             let _alone = turn.write().await;
             let at = group.length_ahead(0);
-            (at, write_at(group, at, bytes, ack).await?)
+            (at, write_at(group, at, bytes, ack, stable).await?)
         } else {
             let _shared = turn.read().await;
-            (at, write_at(group, at, bytes, ack).await?)
+            (at, write_at(group, at, bytes, ack, stable).await?)
         };
         self.lcc.count(|counters| counters.bytes_written += size);
         if stable {
@@ -249,8 +246,9 @@ async fn write_at(
     at: u64,
     bytes: Bytes,
     ack: AckMode,
+    stable_soon: bool,
 ) -> Result<(WriteNumber, DeviceLength), LccRefusal> {
-    write_all(group, vec![DeviceWrite { device_index: 0, at, bytes }], ack).await
+    write_all(group, vec![DeviceWrite { device_index: 0, at, bytes }], ack, stable_soon).await
 }
 
 /// The parts of a payload.
@@ -275,12 +273,13 @@ async fn write_all(
     group: &Rc<Group>,
     writes: Vec<DeviceWrite>,
     ack: AckMode,
+    stable_soon: bool,
 ) -> Result<(WriteNumber, DeviceLength), LccRefusal> {
     let end = |write: &DeviceWrite| write.at.checked_add(write.bytes.len() as u64);
     if writes.iter().any(|write| end(write).is_none_or(|end| i64::MAX as u64 <= end)) {
         return Err(LccRefusal::TooBig);
     }
-    let many = |writes| GroupWrite { writes, ..GroupWrite::default() };
+    let many = |writes| GroupWrite { writes, stable_soon, ..GroupWrite::default() };
     let answered = match ack {
         AckMode::Cluster => {
             let number = group.write(many(writes)).await.map_err(write_refusal)?;

@@ -594,6 +594,28 @@ fn bad_operations_are_refused_and_change_nothing() {
 }
 
 #[test]
+fn more_extended_attributes_than_there_is_room_for_are_refused_as_such() {
+    let mut bench = Bench::begun();
+    let many = |count: usize, size: usize| {
+        let xattr = |at: usize| (Bytes::from(format!("user.{at}")), Bytes::from(vec![1; size]));
+        NewAttributes { xattrs: (0..count).map(xattr).collect(), ..plain(FileKind::File) }
+    };
+    for (name, count, size, fits) in [
+        ("a", 1024, 1, true),
+        ("b", 1025, 1, false),
+        ("c", 1, 65_000, true),
+        ("d", 2, 33_000, false),
+    ] {
+        let operation = bench.operation();
+        let (name, attributes) = (Bytes::from_static(name.as_bytes()), many(count, size));
+        let (if_exists, stable) = (IfExists::Fail, false);
+        let op = DirectoryOp::Create { operation, name, attributes, if_exists, stable };
+        let refusal = bench.run(op).err();
+        assert_eq!(refusal, (!fits).then_some(LccRefusal::NoSpace), "{count} of {size} bytes");
+    }
+}
+
+#[test]
 fn a_file_gets_the_number_that_its_maker_brought() {
     let mut bench = Bench::begun();
     let time = FileTime { seconds: 5, nanoseconds: 6 };

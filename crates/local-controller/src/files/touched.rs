@@ -23,6 +23,8 @@ pub struct Asked {
     ids: Vec<DeviceId>,
     /// Attributes of files that it does not name may change, too.
     any: bool,
+    /// Who asked waits until it is stable.
+    pub stable: bool,
 }
 
 impl Asked {
@@ -42,7 +44,12 @@ impl Asked {
             DirectoryOp::SetAttributes { id, .. } => (vec![], vec![*id], false),
             _ => (vec![], vec![], false),
         };
-        Self { session, names, ids, any }
+        Self { session, names, ids, any, stable: false }
+    }
+
+    /// Who asked waits until it is stable, or does not.
+    pub fn that_waits(self, stable: bool) -> Self {
+        Self { stable, ..self }
     }
 }
 

@@ -27,6 +27,7 @@ mod read;
 pub(crate) mod repair;
 mod resolve;
 mod row_locks;
+mod seek;
 mod slots;
 mod verify;
 mod write;
@@ -234,6 +235,9 @@ pub struct GroupWrite {
     pub punches: Vec<(u8, std::ops::Range<u64>)>,
     /// New lengths in bytes, by device index; may cut or extend.
     pub lengths: Vec<(u8, u64)>,
+    /// Somebody waits until it is stable: the disks are asked for that right behind its prepares, so
+    /// that it takes one round trip. Source: W-9, DESIGN 13.
+    pub stable_soon: bool,
 }
 
 /// Why a change did not happen.

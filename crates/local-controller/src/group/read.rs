@@ -16,9 +16,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use braid_raid::UnitSet;
-use braid_terms::{BLOCK_SIZE, DiskId, PortionIndex, sometimes};
+use braid_terms::{BLOCK_SIZE, DiskId, PortionIndex, WriteNumber, sometimes};
 use braid_wire::Payload;
-use braid_wire::io::{BlockRange, IoRefusal, IoReply, IoRequest, Read};
+use braid_wire::io::{BlockRange, Fence, IoRefusal, IoReply, IoRequest, Read};
 use bytes::Bytes;
 use tokio::time::timeout;
 
@@ -45,6 +45,18 @@ pub(super) enum Miss {
     Silent,
     /// These blocks do not fit their checksums, or cannot be read.
     Bad(Vec<u64>),
+}
+
+/// What a slot says.
+pub(super) enum Told {
+    Silent,
+    /// Nothing was ever written there.
+    Nothing,
+    Unreadable,
+    /// To `Read`.
+    Blocks(Vec<Option<u32>>, Bytes),
+    /// To `Seek`.
+    Sought(u64, bool),
 }
 
 /// Bad blocks by unit.
@@ -330,6 +342,36 @@ impl Group {
         runs: &[(u8, Range<u64>)],
     ) -> Result<Result<Vec<Run>, Miss>, ReadError> {
         let count = |rows: &Range<u64>| (rows.end - rows.start) as usize;
+        let range = |(device_index, rows): &(u8, Range<u64>)| BlockRange {
+            device_index: *device_index,
+            first: rows.start,
+            count: rows.end - rows.start,
+        };
+        let request = |fence, decided| {
+            let ranges = runs.iter().map(range).collect();
+            IoRequest::Read(Box::new(Read { fence, decided, ranges }))
+        };
+        Ok(match self.ask_slot(slot, request).await? {
+            Told::Silent => Err(Miss::Silent),
+            Told::Nothing => {
+                let zeros = |(_, rows): &(u8, Range<u64>)| Run {
+                    first: rows.start,
+                    bytes: zeros(count(rows)),
+                };
+                Ok(runs.iter().map(zeros).collect())
+            }
+            Told::Unreadable => Err(Miss::Bad(runs[0].1.clone().collect())),
+            Told::Blocks(crcs, payload) => verify_all(runs, &crcs, payload),
+            Told::Sought(..) => Err(Miss::Silent),
+        })
+    }
+
+    /// Asks a slot in sync, as it is up to the decided mark.
+    pub(super) async fn ask_slot(
+        self: &Rc<Self>,
+        slot: PortionIndex,
+        request: impl Fn(Fence, WriteNumber) -> IoRequest,
+    ) -> Result<Told, ReadError> {
         for _ in 0..READ_TRIES {
             self.touch(slot).await;
             let (up, decided, unknown) = {
@@ -339,13 +381,13 @@ impl Group {
                 }
                 let found = state.slot(slot);
                 if !found.condition.in_sync() {
-                    return Ok(Err(Miss::Silent));
+                    return Ok(Told::Silent);
                 }
                 if !found.seen {
                     let disk = found.disk;
                     drop(state);
                     self.look_again(slot, disk);
-                    return Ok(Err(Miss::Silent));
+                    return Ok(Told::Silent);
                 }
                 let unknown = found.prev == Default::default();
                 match &found.link {
@@ -362,30 +404,19 @@ impl Group {
                 }
             };
             if unknown {
-                // Nothing was ever written there.
-                let zeros = |(_, rows): &(u8, Range<u64>)| Run {
-                    first: rows.start,
-                    bytes: zeros(count(rows)),
-                };
-                return Ok(Ok(runs.iter().map(zeros).collect()));
+                return Ok(Told::Nothing);
             }
             let Some(up) = up else {
                 self.open_or_wait(slot).await;
                 continue;
             };
-            let range = |(device_index, rows): &(u8, Range<u64>)| BlockRange {
-                device_index: *device_index,
-                first: rows.start,
-                count: rows.end - rows.start,
-            };
-            let request = IoRequest::Read(Box::new(Read {
-                fence: self.fence(slot, &up),
-                decided,
-                ranges: runs.iter().map(range).collect(),
-            }));
+            let request = request(self.fence(slot, &up), decided);
             match up.client.call(&request, Payload::empty(), CALL_WAIT).await {
                 Ok((Ok(IoReply::Blocks { crcs }), payload)) => {
-                    return Ok(verify_all(runs, &crcs, payload));
+                    return Ok(Told::Blocks(crcs, payload));
+                }
+                Ok((Ok(IoReply::Sought { at, found }), _)) => {
+                    return Ok(Told::Sought(at, found));
                 }
                 Ok((Err(IoRefusal::Fenced { .. }), _)) => {
                     self.kill(Dead::LostOwnership);
@@ -393,7 +424,7 @@ impl Group {
                 }
                 Ok((Err(IoRefusal::Unreadable { reason }), _)) => {
                     tracing::warn!(group = %self.layout.group(), %slot, %reason, "cannot be read");
-                    return Ok(Err(Miss::Bad(runs[0].1.clone().collect())));
+                    return Ok(Told::Unreadable);
                 }
                 answer => {
                     tracing::debug!(group = %self.layout.group(), %slot, ?answer, "no blocks");
@@ -401,7 +432,7 @@ impl Group {
                 }
             }
         }
-        Ok(Err(Miss::Silent))
+        Ok(Told::Silent)
     }
 
     /// Opens a slot that a clean open left out. Source: O-8.

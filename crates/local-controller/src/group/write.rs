@@ -57,7 +57,25 @@ impl Group {
             return Err(WriteError::Unavailable("the local controller ends".into()));
         }
         let lengths = self.lengths_after(&change);
-        Ok(self.submit(RecordKind::Write, images, lengths, Some(guard))?)
+        let submitted = self.submit(RecordKind::Write, images, lengths, Some(guard))?;
+        if change.stable_soon {
+            self.sync_soon(submitted.0);
+        }
+        Ok(submitted)
+    }
+
+    /// Asks the disks behind the prepares of `number` for all that they have got.
+    fn sync_soon(&self, number: WriteNumber) {
+        let Ok(lcc) = self.lcc() else { return };
+        let state = self.state.borrow();
+        let Some(pending) = state.pending.iter().find(|write| write.number == number) else {
+            return;
+        };
+        for slot in pending.parts.keys() {
+            if matches!(state.slot(*slot).link, Link::Up(_)) {
+                lcc.disks.sync_soon(self.layout.disk(*slot));
+            }
+        }
     }
 
     /// Waits until a numbered change is decided; it is answered under the lease.
