@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use braid_terms::GroupLayout;
+use braid_wire::Payload;
 use braid_wire::lcc::LccRefusal;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -56,7 +57,7 @@ pub trait GroupAccess: Clone + 'static {
         device_index: u8,
         at: u64,
         length: u64,
-    ) -> impl Future<Output = Result<Bytes, LccRefusal>> + 'static;
+    ) -> impl Future<Output = Result<Payload, LccRefusal>> + 'static;
 
     /// One cluster write, done when decided. Who needs an order waits for one before the next.
     /// With `stable_soon` the disks are asked behind it for what `sync` waits for.
@@ -110,12 +111,9 @@ impl GroupAccess for OwnedGroup {
         device_index: u8,
         at: u64,
         length: u64,
-    ) -> impl Future<Output = Result<Bytes, LccRefusal>> + 'static {
+    ) -> impl Future<Output = Result<Payload, LccRefusal>> + 'static {
         let group = self.0.clone();
-        async move {
-            let payload = group.read(device_index, at, length).await.map_err(read_refusal)?;
-            Ok(payload.into_bytes())
-        }
+        async move { group.read(device_index, at, length).await.map_err(read_refusal) }
     }
 
     fn write(

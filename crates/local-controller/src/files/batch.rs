@@ -34,7 +34,7 @@ use braid_terms::{DeviceId, GroupLayout};
 use braid_wire::joint::{JointId, JointStep};
 use braid_wire::lcc::{DirectoryOp, FileKind, IfExists, LccRefusal, LccReply, OperationId};
 use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::future::{try_join, try_join_all};
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
@@ -114,13 +114,15 @@ impl<G: GroupAccess> Directory<G> {
     pub async fn load(group: G) -> Result<Rc<Self>, LccRefusal> {
         let id = group.layout().group();
         let lengths = group.lengths();
-        let mut state = State::new(id);
+        let state = RefCell::new(State::new(id));
         let mut logs = None;
         if lengths.iter().any(|length| *length > 0) {
-            let names = replay(&group, LogRole::Names, &lengths, &mut state).await?;
-            let attributes = replay(&group, LogRole::Attributes, &lengths, &mut state).await?;
+            let read = |role| replay(&group, role, &lengths, &state);
+            let (names, attributes) =
+                try_join(read(LogRole::Names), read(LogRole::Attributes)).await?;
             logs = Some([names, attributes]);
         }
+        let state = state.into_inner();
         let pending = Pending::new(&state);
         Ok(Rc::new(Self {
             group,
@@ -686,7 +688,7 @@ async fn replay<G: GroupAccess>(
     group: &G,
     role: LogRole,
     lengths: &[u64],
-    state: &mut State,
+    state: &RefCell<State>,
 ) -> Result<Log, LccRefusal> {
     let layout = group.layout();
     let place = usize::from(role.device_index());
@@ -712,10 +714,10 @@ async fn replay<G: GroupAccess>(
                 if pieces.iter().map(|piece| piece.len() as u64).sum::<u64>() != length {
                     return Err(damaged(&"it is shorter than its length"));
                 }
-                replay.feed(&pieces.concat());
+                replay.feed(pieces.iter().flat_map(|piece| &piece.pieces).map(|piece| &piece[..]));
             }
             Step::Record(record) => match Change::decode(role, &record) {
-                Ok(change) => state.apply(change),
+                Ok(change) => state.borrow_mut().apply(change),
                 Err(_) => return Err(damaged(&"a record says nothing that is known")),
             },
             Step::End(log) => return Ok(*log),

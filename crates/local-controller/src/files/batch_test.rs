@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 
 use braid_terms::{DiskId, LayoutGeneration, RaidScheme};
+use braid_wire::Payload;
 use braid_wire::lcc::{FileData, FileKind, FileTime, IfExists, NewAttributes, OperationId};
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -109,13 +110,13 @@ impl GroupAccess for MemoryGroup {
         device_index: u8,
         at: u64,
         length: u64,
-    ) -> impl Future<Output = Result<Bytes, LccRefusal>> + 'static {
+    ) -> impl Future<Output = Result<Payload, LccRefusal>> + 'static {
         let inner = self.0.borrow();
         let device = &inner.devices[usize::from(device_index)];
         let at = usize::try_from(at).unwrap().min(device.len());
         let end = (at + usize::try_from(length).unwrap()).min(device.len());
         let bytes = Bytes::copy_from_slice(&device[at..end]);
-        async move { Ok(bytes) }
+        async move { Ok(Payload::from(bytes)) }
     }
 
     fn write(

@@ -312,13 +312,13 @@ impl Replay {
         }
     }
 
-    /// Takes the bytes that the last step asked for.
-    pub fn feed(&mut self, bytes: &[u8]) {
+    /// Takes the bytes that the last step asked for, in any pieces.
+    pub fn feed<'a>(&mut self, pieces: impl IntoIterator<Item = &'a [u8]>) {
         // The block in which we are stays: it may be the one in which the log ends.
         let kept = (self.at % BLOCK_SIZE as u64) as usize;
         self.buffer.drain(..self.buffer_used - kept);
         self.buffer_used = kept;
-        self.buffer.extend_from_slice(bytes);
+        pieces.into_iter().for_each(|piece| self.buffer.extend_from_slice(piece));
     }
 
     /// Goes on.
@@ -329,7 +329,8 @@ impl Replay {
             match self.part {
                 Part::Roots => {
                     if self.unused().len() < ROOTS_SIZE {
-                        return self.read_up_to(ROOTS_SIZE as u64).ok_or(Damage::Root);
+                        // With them comes all of a small young directory.
+                        return self.read_up_to(FIRST_SIZE).ok_or(Damage::Root);
                     }
                     self.take_roots()?;
                 }
@@ -410,8 +411,13 @@ impl Replay {
     }
 
     fn go_to(&mut self, at: u64) {
-        self.buffer.clear();
-        self.buffer_used = 0;
+        let skipped = at.checked_sub(self.at).and_then(|skipped| usize::try_from(skipped).ok());
+        if let Some(skipped) = skipped.filter(|skipped| *skipped <= self.unused().len()) {
+            self.buffer_used += skipped;
+        } else {
+            self.buffer.clear();
+            self.buffer_used = 0;
+        }
         self.at = at;
     }
 
@@ -635,6 +641,9 @@ const STRIPE_MAX: u64 = STRIP_SIZE_MAX as u64;
 
 /// A log of less than this is no reason for a checkpoint, in bytes.
 const LOG_BYTES_SPARE: u64 = 1 << 20;
+
+/// Bytes asked for at first in a replay.
+const FIRST_SIZE: u64 = 256 << 10;
 
 /// Bytes asked for at once in a replay.
 const READ_SIZE: u64 = 4 << 20;

@@ -38,7 +38,9 @@ impl Device {
             match replay.next() {
                 Ok(Step::Read { at, length }) => {
                     let at = usize::try_from(at).unwrap();
-                    replay.feed(&self.bytes[at..at + usize::try_from(length).unwrap()]);
+                    let end = at + usize::try_from(length).unwrap();
+                    let middle = usize::midpoint(at, end);
+                    replay.feed([&self.bytes[at..middle], &self.bytes[middle..end]]);
                 }
                 Ok(Step::Record(record)) => records.push(record),
                 Ok(Step::End(log)) => return (records, Ok(*log)),
