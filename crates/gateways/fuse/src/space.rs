@@ -9,6 +9,7 @@ use braid_wire::lcc::{AttributeChanges, DeviceNews, FileData, FileOp, LccReply, 
 use bytes::Bytes;
 
 use crate::around::Changing;
+use crate::buffer::cover;
 use crate::errno::{Errno, Outcome};
 use crate::inode::Inode;
 use crate::store::Store;
@@ -35,6 +36,8 @@ pub enum Sought {
     Hole,
 }
 
+/// Places between bytes that wait, at which one search asks the owner.
+const SEEKS_MAX: usize = 64;
 const COPY_STEP: u64 = 4 << 20;
 const ROOM_STEP: u64 = 1 << 20;
 const O_RDWR: i32 = 2;
@@ -314,17 +317,23 @@ impl<S: Store> Vfs<S> {
         outcome
     }
 
-    /// The next place with data, or without.
+    /// The next place with data, or without. What waits here is data: of a file without a name it is
+    /// never sent.
+    ///
+    /// Errors: `NXIO` from the end on, and where no data follows.
     pub async fn seek(self: &Rc<Self>, handle: &Handle, at: u64, sought: Sought) -> Outcome<u64> {
         let inode = &handle.inode;
         self.finish(handle, Depth::Held).await?;
-        let (size, device) = {
+        let (size, device, free) = {
             let state = inode.state();
-            (state.size, state.device().cloned())
+            if at >= state.size {
+                return Err(Errno::NXIO);
+            }
+            let mut free = vec![(at, state.size)];
+            state.flights.iter().for_each(|flight| cover(&mut free, flight.start, flight.end()));
+            state.dirty.cover(&mut free);
+            (state.size, state.device().cloned(), free)
         };
-        if at >= size {
-            return Err(Errno::NXIO);
-        }
         let Some(layout) = device else {
             return Ok(if sought == Sought::Data { at } else { size });
         };
@@ -334,18 +343,30 @@ impl<S: Store> Vfs<S> {
             Err(Errno::NOENT) => 0,
             Err(error) => return Err(error),
         };
-        // Behind the device's end the file has no bytes.
-        let found = if at >= length {
-            if sought == Sought::Data { size } else { at }
-        } else {
-            let op = FileOp::Seek { at, hole: sought == Sought::Hole };
-            match self.file(&layout, op, Payload::empty()).await? {
-                (LccReply::Place(place), _) if place >= length && sought == Sought::Data => size,
-                (LccReply::Place(place), _) => place.min(size),
-                _ => return Err(Errno::IO),
+        // Behind the device's end it has no bytes.
+        let layout = &layout;
+        let stored = |at: u64, hole: bool| async move {
+            if at >= length {
+                return Ok(if hole { at } else { size });
+            }
+            match self.file(layout, FileOp::Seek { at, hole }, Payload::empty()).await? {
+                (LccReply::Place(place), _) if place >= length && !hole => Ok(size),
+                (LccReply::Place(place), _) => Ok(place.clamp(at, size)),
+                _ => Err(Errno::IO),
             }
         };
-        if sought == Sought::Data && found >= size { Err(Errno::NXIO) } else { Ok(found.max(at)) }
+        if sought == Sought::Data {
+            let waiting = free.first().map_or(at, |(from, to)| if *from == at { *to } else { at });
+            let found = if waiting == at { at } else { waiting.min(stored(at, false).await?) };
+            return if found < size { Ok(found) } else { Err(Errno::NXIO) };
+        }
+        for (from, to) in free.into_iter().take(SEEKS_MAX) {
+            let found = stored(from, true).await?;
+            if found < to {
+                return Ok(found);
+            }
+        }
+        Ok(size)
     }
 
     /// Copies bytes from file to file without the caller's memory; gives how many.

@@ -86,6 +86,29 @@ fn a_file_without_a_name_takes_room_and_grows() {
 }
 
 #[test]
+fn what_waits_in_memory_is_data() {
+    mount!(_store, mount);
+    let path = mount.path("nameless");
+    let file = File::create_new(&path).expect("it is made");
+    file.write_all_at(b"sent", 8 << 20).expect("it is written");
+    file.sync_all().expect("it is synced");
+    fs::remove_file(&path).expect("it is removed");
+    // What has no name is not sent any more.
+    file.write_all_at(&[1; 4096], 1 << 20).expect("it is written");
+    file.write_all_at(&[2; 4096], 9 << 20).expect("it is written");
+    let places = |at: u64| {
+        let data = rustix::fs::seek(&file, Place::Data(at)).expect("there is data");
+        (data, rustix::fs::seek(&file, Place::Hole(data)).expect("there is an end"))
+    };
+    assert_eq!(places(0), (1 << 20, (1 << 20) + 4096));
+    let (data, hole) = places((1 << 20) + 4096);
+    assert!(data == 8 << 20 && hole <= 9 << 20, "{data} {hole}");
+    assert_eq!(places(hole), (9 << 20, (9 << 20) + 4096));
+    assert_eq!(rustix::fs::seek(&file, Place::Data((9 << 20) + 4096)), Err(Errno::NXIO));
+    assert_eq!(rustix::fs::seek(&file, Place::Data(1 << 40)), Err(Errno::NXIO));
+}
+
+#[test]
 fn holes_punches_and_places_of_data() {
     mount!(_store, mount);
     let mut file = File::create_new(mount.path("sparse")).expect("it is made");
