@@ -39,7 +39,7 @@ use tokio::task::spawn_local;
 use tokio::time::sleep;
 
 use crate::Error;
-use crate::reach::{Answered, Place, Reach};
+use crate::reach::{Answered, How, Place, Reach};
 
 /// How long what one LCC gave may be used. Counts by the clock of leases ([`Moment`]).
 #[derive(Default, Debug)]
@@ -273,8 +273,8 @@ impl Caches {
         let stamp = self.stamp(group);
         let mut answered = None;
         let request = LccRequest::Directory { layout: layout.clone(), op: op.clone() };
-        let asked =
-            self.reach.ask_noting(&request, Payload::empty(), is_ahead, &mut answered).await;
+        let how = How { is_ahead, ..How::default() };
+        let asked = self.reach.ask_noting(&request, Payload::empty(), how, &mut answered).await;
         let reply = asked.map(|(reply, _)| reply);
         let granted = answered.and_then(|answered| self.granted_now(group, &stamp, answered));
         let alone = self.end_change(group, touched.as_ref(), &stamp);

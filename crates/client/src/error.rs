@@ -117,6 +117,12 @@ pub enum Error {
         /// What the last attempt said.
         reason: String,
     },
+    /// An attempt whose answer was lost may have done it; whether it did, nobody knows any more.
+    #[error("{path}: the change may have been made; look before you make it again")]
+    Unsure {
+        /// The path or name.
+        path: String,
+    },
     /// A server said what it should not: another version, or a bug.
     #[error("{path}: unexpected answer from the cluster: {reason}")]
     Protocol {
@@ -143,6 +149,7 @@ impl Error {
             LccRefusal::NoPlace { reason } => Self::NoPlace { path, reason },
             LccRefusal::Lost { reason } => Self::Lost { path, reason },
             LccRefusal::HeldLost => Self::HeldLost { path },
+            LccRefusal::Forgotten => Self::Unsure { path },
             LccRefusal::BadRequest { reason } => Self::Invalid { path, reason },
             LccRefusal::TooBig => Self::TooBig { path },
             LccRefusal::Unavailable { reason } => Self::Unavailable { path, reason },
@@ -174,6 +181,7 @@ impl Error {
             Self::Unavailable { .. }
             | Self::Lost { .. }
             | Self::HeldLost { .. }
+            | Self::Unsure { .. }
             | Self::Protocol { .. } => 5,
             Self::Conflict { .. } => 16,
             Self::Exists { .. } => 17,
@@ -206,6 +214,7 @@ impl Error {
             | Self::NoPlace { path, .. }
             | Self::TooBig { path }
             | Self::HeldLost { path }
+            | Self::Unsure { path }
             | Self::Lost { path, .. }
             | Self::Unavailable { path, .. }
             | Self::Protocol { path, .. } => path,

@@ -9,8 +9,12 @@
 //! the write that it is of, so that of two writers the one who tells later does not win, but the one
 //! whose write was later (N-2).
 //! # Failure
-//! Reads and writes at a place may be repeated after a lost answer; an append may not, and says so.
+//! Changes may be sent again after a lost answer and are done once; where the owner cannot tell any more
+//! whether one was done, it says so (`Unsure`).
 //! A file that is replaced while it is read gives `Conflict`, not the end of the file.
+//! A device that a record names and no portion knows was not written to yet, or a power cut of all servers
+//! took it as a whole, before any sync: while the record is open it has no bytes, else they are `Lost`, and
+//! the next write makes it anew.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -162,7 +166,7 @@ impl File {
             // Is this the end of the file, or of its device?
             self.look().await?;
             if self.device().as_ref() == Some(&layout) {
-                return asked;
+                return if asked.is_ok() { asked } else { self.read_nowhere() };
             }
         }
         Err(self.changes_too_fast())
@@ -229,8 +233,7 @@ impl File {
         for _ in 0..ATTEMPTS_MAX {
             if let Some(layout) = self.device() {
                 let Some(change) = self.begin_change(&layout).await? else { continue };
-                let op = FileOp::Truncate { length: size, home: self.home_device() };
-                self.change_device(&layout, op, change).await?;
+                self.truncate_device(&layout, size, change).await?;
                 return self.flush().await;
             }
             let node = self.look().await?;
@@ -283,9 +286,13 @@ impl File {
         match self.device() {
             Some(layout) => {
                 let op = FileOp::Seek { at, hole };
-                match self.inner.ask_file(&layout, op, Payload::empty()).await? {
-                    (LccReply::Place(place), _) => Ok(place.min(size)),
-                    (reply, _) => Err(unexpected(&reply)),
+                match self.inner.ask_file(&layout, op, Payload::empty()).await {
+                    Ok((LccReply::Place(place), _)) => Ok(place.min(size)),
+                    Ok((reply, _)) => Err(unexpected(&reply)),
+                    Err(Error::NotFound { .. }) if self.still_names(&layout).await? => {
+                        Ok(if hole { at.min(size) } else { size })
+                    }
+                    Err(error) => Err(error),
                 }
             }
             None if hole => Ok(size),
@@ -353,6 +360,49 @@ impl File {
         Ok(())
     }
 
+    async fn truncate_device(
+        &self,
+        layout: &GroupLayout,
+        size: u64,
+        change: Change<'_>,
+    ) -> Result<(), Error> {
+        let op = FileOp::Truncate { length: size, home: self.home_device() };
+        let cut = async || match self.inner.ask_file(layout, op.clone(), Payload::empty()).await? {
+            (LccReply::Length(length), _) => Ok(length),
+            (reply, _) => Err(unexpected(&reply)),
+        };
+        let length = match cut().await {
+            Err(Error::NotFound { .. }) if self.still_names(layout).await? => {
+                // It is made by its last zero.
+                let ack = AckMode::Cluster;
+                let to = WriteAt { at: size.max(1) - 1, fresh: true, alone: false, ack };
+                let home = self.node.borrow().home.clone();
+                let zero = Bytes::from_static(&[0]);
+                let length = self.inner.write_device(&home, layout, to, zero).await?;
+                if size == 0 { cut().await? } else { length }
+            }
+            length => length?,
+        };
+        change.end(length);
+        Ok(())
+    }
+
+    /// Whether the file still has that device.
+    async fn still_names(&self, layout: &GroupLayout) -> Result<bool, Error> {
+        self.look().await?;
+        Ok(self.device().as_ref() == Some(layout))
+    }
+
+    /// What is read of a device that no portion knows.
+    fn read_nowhere(&self) -> Result<Bytes, Error> {
+        let attributes = &self.node.borrow().attributes;
+        if attributes.writers > 0 || attributes.size == 0 {
+            return Ok(Bytes::new());
+        }
+        let reason = "a power cut of all servers took its bytes, which were never synced";
+        Err(Error::Lost { path: self.shown(), reason: reason.into() })
+    }
+
     /// Waits until all its bytes and attributes are on the disks.
     ///
     /// Errors: `HeldLost`, once, where what was answered before was lost. Source: W-9.
@@ -377,7 +427,11 @@ impl File {
     async fn sync_all(&self) -> Result<(), Error> {
         self.flush().await?;
         let device = match self.device() {
-            Some(layout) => self.inner.sync_device(&layout).await.map(|_| ()),
+            Some(layout) => match self.inner.sync_device(&layout).await.map(|_| ()) {
+                // It has nothing that could be synced.
+                Err(Error::NotFound { .. }) if self.still_names(&layout).await? => Ok(()),
+                synced => synced,
+            },
             None => Ok(()),
         };
         match device {
@@ -468,7 +522,7 @@ impl File {
         let layout = self.inner.files.take(&question).await?;
         let home = &node.home;
         // Its name is given to it only when it is whole.
-        let begin = |at| WriteAt { at, fresh: true, append: false, ack: AckMode::Cluster };
+        let begin = |at| WriteAt { at, fresh: true, alone: true, ack: AckMode::Cluster };
         let moved = async {
             self.inner.clone().begin_upload(home.clone(), layout.clone()).await?;
             let mut end = 0;
@@ -505,18 +559,18 @@ impl File {
         let ack = self.ack().await;
         let Some(change) = self.begin_change(layout).await? else { return Ok(None) };
         let home = self.node.borrow().home.clone();
-        let (at, length) = match at {
+        let write = async |fresh| match at {
             Some(at) => {
-                let to = WriteAt { at, fresh: false, append: false, ack };
-                (at, self.inner.write_device(&home, layout, to, bytes).await?)
+                let to = WriteAt { at, fresh, alone: false, ack };
+                let length = self.inner.write_device(&home, layout, to, bytes.clone()).await?;
+                Ok((at, length))
             }
-            None => {
-                let op = write_op(&home, WriteAt { at: 0, fresh: false, append: true, ack });
-                match self.inner.ask_file(layout, op, bytes.into()).await? {
-                    (LccReply::Written { at, length }, _) => (at, length),
-                    (reply, _) => return Err(unexpected(&reply)),
-                }
-            }
+            None => self.inner.append_device(&home, layout, (fresh, ack), bytes.clone()).await,
+        };
+        let (at, length) = match write(false).await {
+            // It is made by this write.
+            Err(Error::NotFound { .. }) if self.still_names(layout).await? => write(true).await?,
+            written => written?,
         };
         change.end(length);
         Ok(Some(at))
@@ -602,9 +656,23 @@ impl Inner {
         if let FileData::Device(layout) = &node.attributes.data
             && node.attributes.writers > 0
         {
-            node.attributes.size = self.device_length(layout).await?.bytes;
+            node.attributes.size = match self.device_length(layout).await {
+                Ok(length) => length.bytes,
+                Err(Error::NotFound { .. }) => return self.without_device(node).await,
+                Err(error) => return Err(error),
+            };
         }
         Ok(node)
+    }
+
+    /// No portion knows the device of an open record: it has no bytes, or the file was removed.
+    async fn without_device(&self, node: Node) -> Result<Node, Error> {
+        let mut now = self.attributes(&node.home, node.attributes.id).await?;
+        // A device goes only after its record.
+        if now.attributes.data == node.attributes.data && now.attributes.writers > 0 {
+            now.attributes.size = 0;
+        }
+        Ok(now)
     }
 
     async fn device_length(&self, layout: &GroupLayout) -> Result<DeviceLength, Error> {
@@ -637,6 +705,22 @@ impl Inner {
         Ok(try_join_all(pieces).await?.concat().into())
     }
 
+    /// Writes at the end, wherever that is then; where that was.
+    async fn append_device(
+        &self,
+        home: &GroupLayout,
+        layout: &GroupLayout,
+        (fresh, ack): (bool, AckMode),
+        bytes: Bytes,
+    ) -> Result<(u64, DeviceLength), Error> {
+        let home = home.devices.last().copied().unwrap_or_default();
+        let op = FileOp::Write { at: 0, home, fresh, stable: false, append: true, ack };
+        match self.ask_file(layout, op, bytes.into()).await? {
+            (LccReply::Written { at, length }, _) => Ok((at, length)),
+            (reply, _) => Err(unexpected(&reply)),
+        }
+    }
+
     /// Writes in requests of whole stripes, all at once.
     async fn write_device(
         &self,
@@ -645,7 +729,7 @@ impl Inner {
         to: WriteAt,
         bytes: Bytes,
     ) -> Result<DeviceLength, Error> {
-        let WriteAt { at, fresh, append, ack } = to;
+        let WriteAt { at, fresh, alone, ack } = to;
         let step = request_bytes(layout, self.options.request_bytes);
         let mut pieces = Vec::new();
         let mut from = 0;
@@ -653,8 +737,10 @@ impl Inner {
             let place = at + from as u64;
             let to_edge = step - usize::try_from(place % step as u64).expect("below `step`");
             let to = bytes.len().min(from + to_edge);
-            let op = write_op(home, WriteAt { at: place, fresh, append, ack });
-            pieces.push(self.ask_file(layout, op, bytes.slice(from..to).into()));
+            let op = write_op(home, WriteAt { at: place, fresh, alone, ack });
+            let change = if alone { None } else { self.reach.change(layout.group(), &op) };
+            let piece = bytes.slice(from..to).into();
+            pieces.push(async move { self.ask_file_as(layout, op, change.as_ref(), piece).await });
             from = to;
         }
         let mut newest = DeviceLength::default();

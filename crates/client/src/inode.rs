@@ -15,7 +15,7 @@ use braid_wire::lcc::{Chosen, DirectoryOp, FileOp, LccReply, LccRequest, Operati
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::{Caches, Client, Error, Notice};
+use crate::{Caches, Change, Client, Error, Notice};
 
 /// Bytes of the whole cluster, as users count them: without parity.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -59,8 +59,25 @@ impl Client {
         op: FileOp,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), Error> {
-        let request = LccRequest::File { layout: layout.clone(), op };
-        self.inner().reach.ask(&request, payload).await
+        self.inner().ask_file(layout, op, payload).await
+    }
+
+    /// Begins a change of a file's group, to be asked for until it is answered; none where doing it twice
+    /// does no harm.
+    #[must_use]
+    pub fn change(&self, layout: &GroupLayout, op: &FileOp) -> Option<Change> {
+        self.inner().reach.change(layout.group(), op)
+    }
+
+    /// As `file_op`; with the same change it is done once, however often it is called.
+    pub async fn file_change(
+        &self,
+        layout: &GroupLayout,
+        op: FileOp,
+        change: Option<&Change>,
+        payload: Payload,
+    ) -> Result<(LccReply, Bytes), Error> {
+        self.inner().ask_file_as(layout, op, change, payload).await
     }
 
     /// A layout for a new device that nobody else has.

@@ -15,7 +15,7 @@
 //! way together share cluster writes.
 //! # Failure
 //! An owner that dies is found out by its connection; the next one is asked for until the deadline.
-//! Changes carry an operation id, so that asking twice does it once.
+//! Changes of names and of bytes carry an operation id, so that asking twice does it once.
 //! A rename across directories enters the new name first and then removes the old one: a crash of
 //! the client between the two leaves both names. The same for a hard link: its count may be too high,
 //! never too low.
@@ -23,6 +23,7 @@
 //! DESIGN 8, 9, 13; L1, L2 of `wire::lcc`.
 
 mod caches;
+mod change;
 mod cluster_file;
 mod error;
 mod file;
@@ -39,6 +40,7 @@ mod tree;
 
 pub use braid_wire::lcc::{AttributeChanges, Attributes, FileData, FileKind, FileTime, SetTime};
 pub use caches::{Caches, Grant, Notice, Pins, Recalled};
+pub use change::Change;
 pub use cluster_file::{ClusterFile, ClusterFileError, ServerEntry};
 pub use error::Error;
 pub use file::{File, FileReader};

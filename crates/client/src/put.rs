@@ -27,7 +27,8 @@ use tokio::task::JoinSet;
 use crate::namespace::Inner;
 use crate::node::{new_attributes, unexpected};
 use crate::path::text;
-use crate::{Directory, EntryAttributes, Error, Node};
+use crate::reach::How;
+use crate::{Change, Directory, EntryAttributes, Error, Node};
 
 /// How a file is written.
 #[derive(Clone, Default, Debug)]
@@ -193,8 +194,9 @@ impl Upload {
         let home = self.home.clone();
         self.running.spawn_local(async move {
             let op =
-                write_op(&home, WriteAt { at, fresh: true, append: false, ack: AckMode::Cluster });
-            inner.ask_file(&layout, op, payload).await.map(|_| ())
+                write_op(&home, WriteAt { at, fresh: true, alone: true, ack: AckMode::Cluster });
+            // Nobody else knows the device: done twice it is the same.
+            inner.ask_file_as(&layout, op, None, payload).await.map(|_| ())
         });
         Ok(())
     }
@@ -240,8 +242,21 @@ impl Inner {
         op: FileOp,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), Error> {
-        let request = LccRequest::File { layout: layout.clone(), op };
-        self.reach.ask(&request, payload).await
+        let change = self.reach.change(layout.group(), &op);
+        self.ask_file_as(layout, op, change.as_ref(), payload).await
+    }
+
+    /// Asked with the same change again it is done once.
+    pub(crate) async fn ask_file_as(
+        &self,
+        layout: &GroupLayout,
+        op: FileOp,
+        change: Option<&Change>,
+        payload: Payload,
+    ) -> Result<(LccReply, Bytes), Error> {
+        let request = LccRequest::File { layout: layout.clone(), op, change: None };
+        let how = How { is_ahead: false, change };
+        self.reach.ask_noting(&request, payload, how, &mut None).await
     }
 
     pub(crate) async fn sync_device(&self, layout: &GroupLayout) -> Result<DeviceLength, Error> {
@@ -256,14 +271,15 @@ impl Inner {
 pub(crate) struct WriteAt {
     pub at: u64,
     pub fresh: bool,
-    pub append: bool,
+    /// Nobody else knows the device: done twice it is the same.
+    pub alone: bool,
     pub ack: AckMode,
 }
 
-pub(crate) fn write_op(home: &GroupLayout, WriteAt { at, fresh, append, ack }: WriteAt) -> FileOp {
+pub(crate) fn write_op(home: &GroupLayout, WriteAt { at, fresh, ack, .. }: WriteAt) -> FileOp {
     // The meta-data device of the directory is the home. Source: F-9.
     let home = home.devices.last().copied().unwrap_or_default();
-    FileOp::Write { at, home, fresh, stable: false, append, ack }
+    FileOp::Write { at, home, fresh, stable: false, append: false, ack }
 }
 
 /// Whole stripes that fit a request: nothing is read to be written, no stripe has two requests.

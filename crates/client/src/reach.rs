@@ -9,7 +9,7 @@
 //! reply, refusal                 done; the owner is remembered
 //! NotOwner, with an owner        ask it
 //! NotOwner, nobody known         ask again soon
-//! OutcomeUnknown                 ask again soon, except for an append
+//! OutcomeUnknown                 ask again soon
 //! Unavailable                    ask again soon; after some time somebody else
 //! connection refused, broken     ask somebody else
 //! ```
@@ -37,6 +37,7 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::change::{Change, Changes, is_change};
 use crate::told::Told;
 use crate::{ClusterFile, Error};
 
@@ -60,6 +61,7 @@ pub struct Reach {
     map: RefCell<Option<(Instant, Rc<ClusterMap>)>>,
     is_asking_map: Cell<bool>,
     told: Told,
+    changes: Rc<Changes>,
     /// Of the LCC of this process. Source: W-9.
     losses: Losses,
 }
@@ -103,6 +105,26 @@ enum Attempt {
     Unanswered(String),
 }
 
+impl Attempt {
+    /// Whether what was asked for may have been done, or may still be.
+    fn may_be_done(&self) -> bool {
+        match self {
+            Self::Unanswered(_)
+            | Self::Refused(LccRefusal::OutcomeUnknown | LccRefusal::Unavailable { .. }) => true,
+            Self::Done(..) | Self::Refused(_) | Self::Unreached(_) => false,
+        }
+    }
+}
+
+/// How something is asked for.
+#[derive(Clone, Copy, Default)]
+pub struct How<'a> {
+    /// The LCC of this process may answer before it is decided. Source: W-9.
+    pub is_ahead: bool,
+    /// The change of a device that it is.
+    pub change: Option<&'a Change>,
+}
+
 impl Reach {
     pub fn new(env: Env, file: &ClusterFile, deadline: Duration) -> Self {
         let random = env.random();
@@ -123,6 +145,7 @@ impl Reach {
             map: RefCell::new(None),
             is_asking_map: Cell::new(false),
             told: Told::default(),
+            changes: Rc::default(),
             losses: Losses::default(),
         }
     }
@@ -131,6 +154,11 @@ impl Reach {
     pub fn operation(&self) -> OperationId {
         self.counter.set(self.counter.get() + 1);
         OperationId { client: self.random, counter: self.counter.get() }
+    }
+
+    /// The identity of a change of a device, for as long as it may be sent; none of what changes nothing.
+    pub fn change(&self, device: DeviceId, op: &FileOp) -> Option<Change> {
+        is_change(op).then(|| self.changes.begin(device, self.operation()))
     }
 
     pub fn coordinators(&self) -> &CoordinatorClient {
@@ -253,16 +281,15 @@ impl Reach {
         request: &LccRequest,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), Error> {
-        self.ask_noting(request, payload, false, &mut None).await
+        self.ask_noting(request, payload, How::default(), &mut None).await
     }
 
-    /// As `ask`; says also whose answer it was, or whose refusal. With `is_ahead` the LCC of this process
-    /// may answer before it is decided. Source: W-9.
+    /// As `ask`; says also whose answer it was, or whose refusal.
     pub async fn ask_noting(
         &self,
         request: &LccRequest,
         payload: Payload,
-        is_ahead: bool,
+        how: How<'_>,
         answered: &mut Option<Answered>,
     ) -> Result<(LccReply, Bytes), Error> {
         let group = match request {
@@ -281,10 +308,9 @@ impl Reach {
             }
         };
         let what = || format!("device {group}");
-        let once =
-            matches!(request, LccRequest::File { op: FileOp::Write { append: true, .. }, .. });
+        let How { is_ahead, change } = how;
         let named = if is_sync(request) { self.told.written(group) } else { Vec::new() };
-        let request = &naming(request, &named);
+        let mut request = naming(request, &named);
         let end = Instant::now() + self.deadline;
         let mut search = Search { attempts: 0, reason: "no server is known".into(), avoid: None };
         loop {
@@ -293,19 +319,41 @@ impl Reach {
                 return Err(Error::Unavailable { path: what(), reason: search.reason });
             };
             search.attempts += 1;
-            let pause = match self.attempt(place, request, payload.clone(), (is_ahead, left)).await
+            if let Some(change) = change
+                && let LccRequest::File { change: sent, .. } = request.to_mut()
             {
+                *sent = Some(change.to_send());
+            }
+            let how = (is_ahead, left);
+            let attempt = self.attempt(place, &request, payload.clone(), how).await;
+            if let Some(change) = change.filter(|_| attempt.may_be_done()) {
+                change.is_unsure();
+            }
+            let pause = match attempt {
                 Attempt::Done(answer, bytes) => {
                     self.learn_owner(group, place);
                     if let Some(number) = answer.written {
                         self.told.note(group, number);
                     }
                     self.told.synced(group, &named);
-                    if is_stable(request) && self.losses.take(group) {
+                    if is_stable(&request) && self.losses.take(group) {
                         self.told.lost(group, &[]);
                         return Err(Error::HeldLost { path: what() });
                     }
                     let (is_granted, reply) = said(answer.reply);
+                    if let Ok(reply) = &reply {
+                        self.changes.learn_from(group, reply);
+                        if change.is_some() {
+                            self.changes.changed(group);
+                        }
+                        if let LccRequest::Directory {
+                            op: DirectoryOp::SetAttributes { changes, .. },
+                            ..
+                        } = &*request
+                        {
+                            self.changes.learn_mark(changes, reply);
+                        }
+                    }
                     *answered = Some(Answered { place, is_granted });
                     let reply = reply.map_err(|refusal| Error::refused(refusal, what()))?;
                     return Ok((reply, bytes));
@@ -322,10 +370,6 @@ impl Reach {
                 }
                 Attempt::Refused(LccRefusal::OutcomeUnknown) => {
                     search.reason = "its owner is changing".into();
-                    if once {
-                        let reason = format!("{}; the append may have been done", search.reason);
-                        return Err(Error::Unavailable { path: what(), reason });
-                    }
                     self.follow(group, place, None, &search)
                 }
                 Attempt::Refused(LccRefusal::Unavailable { reason }) => {
@@ -344,10 +388,6 @@ impl Reach {
                     search.reason = reason;
                     self.forget_owner(group, &mut search, place);
                     search.pause()
-                }
-                Attempt::Unanswered(reason) if once => {
-                    let reason = format!("{reason}; the append may have been done");
-                    return Err(Error::Unavailable { path: what(), reason });
                 }
                 Attempt::Unanswered(reason) => {
                     search.reason = reason;

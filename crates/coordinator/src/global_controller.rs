@@ -679,3 +679,7 @@ const SWEEPS_MAX: usize = 16;
 #[cfg(test)]
 #[path = "global_controller_test.rs"]
 mod test;
+
+#[cfg(test)]
+#[path = "ownership_model.rs"]
+mod model;

@@ -13,9 +13,13 @@ fn grant(counter: u64) -> GrantNumber {
 
 /// Servers 1 and 2 with disks 1 and 2.
 pub(crate) fn state() -> StateMachine {
+    state_of(2)
+}
+
+pub(crate) fn state_of(servers: u32) -> StateMachine {
     let mut map = ClusterMap { version: 1, ..ClusterMap::default() };
     let at: SocketAddr = "127.0.0.1:1".parse().unwrap();
-    for number in 1..=2 {
+    for number in 1..=servers {
         let server = ServerInfo {
             id: ServerId(number),
             name: String::new(),

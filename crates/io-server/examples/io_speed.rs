@@ -143,6 +143,8 @@ fn prepare(device: u64, sequence: u64, change: Change) -> IoRequest {
         lengths: vec![4096],
         existing: 1,
         ends: Vec::new(),
+        operation: None,
+        operations: None,
         changes: vec![change],
     };
     IoRequest::Prepare(Box::new(Prepare {

@@ -172,6 +172,7 @@ fn header_of(group: &Group, state: &AppliedState, device: usize) -> Header {
         file_id: group.layout.group(),
         existing: state.existing,
         ends: state.ends.clone(),
+        operations: state.operations.clone(),
         length: state.lengths.get(device).copied().unwrap_or(0),
         last: state.base_prev,
         fence: group.grant,

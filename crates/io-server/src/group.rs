@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 use braid_env::File;
 use braid_terms::{DeviceId, GrantNumber, GroupLayout, JournalPosition, PortionIndex, WriteNumber};
 use braid_wire::io::{Absent, BlockRange, Change, Participant, Record, RecordKind};
+use braid_wire::operations::{OPERATIONS_MAX, Operations};
 
 use crate::journal_body::{GroupPicture, Shape, SlotKey};
 use crate::miss_map::MissMap;
@@ -56,6 +57,8 @@ pub struct Group {
     pub lengths_at: WriteNumber,
     /// Last writes of former grants, as of the applied state. Source: W-9.
     pub ends: Vec<WriteNumber>,
+    /// Latest changes of clients, as of the applied state. Source: N-3.
+    pub operations: Operations,
     /// Slots under a fact.
     pub absent: Vec<Absent>,
     /// What they missed of dropped records.
@@ -95,6 +98,8 @@ pub struct AppliedState {
     pub base_prev: WriteNumber,
     /// Last writes of former grants.
     pub ends: Vec<WriteNumber>,
+    /// Latest changes of clients.
+    pub operations: Operations,
 }
 
 /// A kept record, or rebuilt blocks.
@@ -156,6 +161,7 @@ impl Group {
             existing: 0,
             lengths_at: WriteNumber::NONE,
             ends: Vec::new(),
+            operations: Operations::default(),
             absent: Vec::new(),
             missed: MissMap::default(),
             missed_joining: MissMap::default(),
@@ -278,13 +284,16 @@ impl Group {
         let ends = ends.map_or(&self.ends, |record| &record.ends).clone();
         let first_kept = self.entries.iter().skip(count).find_map(|entry| entry.record.as_ref());
         let base_prev = first_kept.map_or(self.last, |record| record.prev);
-        AppliedState { lengths, existing, lengths_at, base_prev, ends }
+        let records = self.entries.iter().take(count).filter_map(|entry| entry.record.as_ref());
+        let operations = self.operations_with(records);
+        AppliedState { lengths, existing, lengths_at, base_prev, ends, operations }
     }
 
     /// Drops the first `count` entries, which are applied: lengths move, misses are noted (G3).
     pub fn drop_applied(&mut self, count: usize) {
-        let AppliedState { lengths, existing, lengths_at, base_prev, ends } =
+        let AppliedState { lengths, existing, lengths_at, base_prev, ends, operations } =
             self.applied_state(count);
+        self.operations = operations;
         self.ends = ends;
         self.lengths = lengths;
         self.existing = existing;
@@ -375,6 +384,23 @@ impl Group {
         newest.map_or(&self.ends, |record| &record.ends).clone()
     }
 
+    /// Latest changes of clients up to the stable mark.
+    #[must_use]
+    pub fn stable_operations(&self) -> Operations {
+        let stable = self.entries.iter().filter(|entry| entry.number <= self.stable);
+        self.operations_with(stable.filter_map(|entry| entry.record.as_ref()))
+    }
+
+    /// Latest changes of the applied state and these records behind it.
+    fn operations_with<'a>(&self, records: impl Iterator<Item = &'a Record>) -> Operations {
+        let mut operations = self.operations.clone();
+        for record in records {
+            operations.take(record);
+            operations.limit(OPERATIONS_MAX);
+        }
+        operations
+    }
+
     /// Forgets aborted blocks whose abort is on the medium.
     pub fn forget_aborted(&mut self, synced: JournalPosition) {
         self.aborted.retain(|(position, _)| synced < *position);
@@ -434,6 +460,7 @@ impl Group {
             lengths_at: self.lengths_at,
             existing: self.existing,
             ends: self.ends.clone(),
+            operations: self.operations.clone(),
             absent: self.absent.clone(),
             missed: self.missed.to_missed(),
             missed_joining: self.missed_joining.to_missed(),
@@ -466,6 +493,7 @@ impl Group {
             lengths_at: picture.lengths_at,
             existing: picture.existing,
             ends: picture.ends,
+            operations: picture.operations,
             absent: picture.absent,
             missed: MissMap::from_missed(&picture.missed),
             missed_joining: MissMap::from_missed(&picture.missed_joining),

@@ -4,6 +4,7 @@
 
 use braid_terms::{DeviceId, GrantNumber, GroupLayout, Incarnation, PortionIndex, WriteNumber};
 use braid_wire::io::{Absent, BlockRange, Change, Create, Missed, Record};
+use braid_wire::operations::Operations;
 use serde::{Deserialize, Serialize};
 
 /// Kinds of journal records.
@@ -104,6 +105,8 @@ pub struct GroupPicture {
     pub existing: u32,
     /// Last writes of former grants as of the applied state.
     pub ends: Vec<WriteNumber>,
+    /// Latest changes of clients as of the applied state.
+    pub operations: Operations,
     /// Slots under a fact.
     pub absent: Vec<Absent>,
     /// What they missed.

@@ -18,6 +18,8 @@ use braid_terms::{
     PortionIndex, PortionName, RaidScheme, WriteNumber,
 };
 use braid_wire::io::ENDS_MAX;
+use braid_wire::lcc::OperationId;
+use braid_wire::operations::{Done, OPERATIONS_MAX, Operation, Operations};
 
 use crate::bytes_le::{Get, Put};
 use crate::checksum::crc32c;
@@ -31,6 +33,9 @@ pub const BLOCKS_MAX: u64 = 1 << 48;
 const HEADER_MAGIC: &[u8; 8] = b"BRAIDPRT";
 const PAGE_MAGIC: &[u8; 8] = b"BRAIDSUM";
 const ENDS_AT: usize = 376;
+const OPERATIONS_AT: usize = 760;
+const DONE_AT: usize = OPERATIONS_AT + 32;
+const DONE_SIZE: usize = 56;
 const PRESENCE_AT: usize = 1920;
 const CRCS_AT: usize = 1984;
 const OWN_CRC_AT: usize = BLOCK_SIZE - 4;
@@ -107,6 +112,8 @@ pub struct Header {
     pub damages_repaired: u32,
     /// Last writes of former grants, in order.
     pub ends: Vec<WriteNumber>,
+    /// Latest changes of clients.
+    pub operations: Operations,
 }
 
 /// Which page is meant: what must stand in it.
@@ -194,6 +201,17 @@ fn put_header(put: &mut Put<'_>, key: PageKey, header: &Header) {
     for (index, end) in header.ends.iter().enumerate() {
         put.number(ENDS_AT + 24 * index, *end);
     }
+    let Operations { forgotten, done } = &header.operations;
+    put.u32(OPERATIONS_AT, u32::try_from(done.len()).expect("at most OPERATIONS_MAX"));
+    put.number(OPERATIONS_AT + 8, *forgotten);
+    for (index, Done { number, operation }) in done.iter().enumerate() {
+        let at = DONE_AT + DONE_SIZE * index;
+        put.number(at, *number);
+        put.u64(at + 24, operation.id.client);
+        put.u64(at + 32, operation.id.counter);
+        put.u64(at + 40, operation.answered);
+        put.u64(at + 48, operation.at);
+    }
 }
 
 /// Reads a slot; `None` where it is not valid or not the page that is meant.
@@ -257,6 +275,14 @@ fn get_header(get: &Get<'_>, page: &[u8], name: PortionName) -> Option<Header> {
     }
     let outcome = get.number(168);
     let ends_count = usize::try_from(get.u32(368)).ok().filter(|count| *count <= ENDS_MAX)?;
+    let done_count = usize::try_from(get.u32(OPERATIONS_AT)).ok();
+    let done_count = done_count.filter(|count| *count <= OPERATIONS_MAX)?;
+    let done = |index: usize| {
+        let at = DONE_AT + DONE_SIZE * index;
+        let id = OperationId { client: get.u64(at + 24), counter: get.u64(at + 32) };
+        let operation = Operation { id, answered: get.u64(at + 40), at: get.u64(at + 48) };
+        Done { number: get.number(at), operation }
+    };
     Some(Header {
         layout,
         home: DeviceId(get.u64(104)),
@@ -268,6 +294,10 @@ fn get_header(get: &Get<'_>, page: &[u8], name: PortionName) -> Option<Header> {
         outcome: (outcome != WriteNumber::NONE).then(|| (outcome, get.number(192))),
         damages_repaired: get.u32(216),
         ends: (0..ends_count).map(|index| get.number(ENDS_AT + 24 * index)).collect(),
+        operations: Operations {
+            forgotten: get.number(OPERATIONS_AT + 8),
+            done: (0..done_count).map(done).collect(),
+        },
     })
 }
 
@@ -294,6 +324,23 @@ mod tests {
             outcome: None,
             damages_repaired: 1,
             ends: vec![WriteNumber::NONE; ENDS_MAX],
+            operations: Operations {
+                forgotten: WriteNumber { grant: GrantNumber { term: 1, counter: 1 }, sequence: 8 },
+                done: vec![
+                    Done {
+                        number: WriteNumber {
+                            grant: GrantNumber { term: 1, counter: 2 },
+                            sequence: 3
+                        },
+                        operation: Operation {
+                            id: OperationId { client: u64::MAX, counter: 5 },
+                            answered: 4,
+                            at: u64::MAX,
+                        },
+                    };
+                    OPERATIONS_MAX
+                ],
+            },
         }
     }
 

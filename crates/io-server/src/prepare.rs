@@ -9,6 +9,7 @@
 
 use braid_terms::{BLOCK_SIZE, JournalPosition, WriteNumber, sometimes};
 use braid_wire::io::{BlockRange, Change, ENDS_MAX, Record, RecordKind};
+use braid_wire::operations::OPERATIONS_MAX;
 
 use crate::group::{Group, Piece, Source};
 use crate::portion_page::BLOCKS_MAX;
@@ -96,6 +97,7 @@ pub fn check_shape(
     if record.participants.len() > braid_terms::PORTIONS_MAX
         || record.footprints.len() > PARTS_MAX
         || record.ends.len() > ENDS_MAX
+        || record.operations.as_ref().is_some_and(|told| told.done.len() > OPERATIONS_MAX)
     {
         return Err("too many participants or footprints");
     }
@@ -272,6 +274,8 @@ mod tests {
             lengths: vec![0],
             existing: 0,
             ends: Vec::new(),
+            operation: None,
+            operations: None,
             changes: Vec::new(),
         }
     }

@@ -252,6 +252,7 @@ impl Store {
                     header.outcome.map(|(number, ends_at)| (number, ends_at, JournalPosition(0)));
                 group.existing = header.existing;
                 group.ends.clone_from(&header.ends);
+                group.operations.clone_from(&header.operations);
                 group.damages_repaired = header.damages_repaired;
                 group
             }
@@ -347,6 +348,7 @@ impl Store {
             lengths,
             existing,
             ends: group.stable_ends(),
+            operations: group.stable_operations(),
             missed: group.missed_so_far().to_missed(),
             damaged_after: group.damaged_after,
             synced: self.synced,
@@ -368,6 +370,7 @@ impl Store {
             lengths: Vec::new(),
             existing: 0,
             ends: Vec::new(),
+            operations: Default::default(),
             missed: Vec::new(),
             damaged_after: (self.damages > 0).then_some(WriteNumber::NONE),
             synced: self.synced,

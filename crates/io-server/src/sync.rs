@@ -47,9 +47,6 @@ impl Syncer {
 
     /// Waits until all positions up to `position` are on the medium, or all that are there.
     pub async fn sync_to(&self, position: JournalPosition) -> Result<(), MediumFailed> {
-        if planted!("S-3/synced-without-a-sync") {
-            return Ok(());
-        }
         let target = {
             let store = self.store.borrow();
             if store.failed.is_some() {
@@ -106,7 +103,10 @@ impl Syncer {
             self.done.send_replace(JournalPosition(u64::MAX));
             return Err(MediumFailed);
         }
-        let mut result = make_durable(folder, segments, unsynced).await;
+        let mut result = match planted!("S-3/synced-without-a-sync") {
+            true => Ok(()),
+            false => make_durable(folder, segments, unsynced).await,
+        };
         if planted!("S-4/a-failed-sync-is-ignored") {
             result = Ok(());
         }

@@ -142,21 +142,20 @@ fn find_planted(options: &Options) -> ExitCode {
                 let violation = outcome.map_or(Some("an assertion".to_owned()), |o| o.violation)?;
                 Some((nth, violation))
             });
-        let script = planted.script.map_or_else(String::new, |script| format!("`{script}`"));
-        let what = format!("| {} | {} | {script}", planted.rule(), planted.what);
+        let what = format!("| {} | {} | `{}`", planted.rule(), planted.what, planted.script);
         match found {
             Some((nth, violation)) => {
                 let short: String = violation.chars().take(100).collect();
                 println!("{what} | {nth} | {} |", short.replace('|', "/"));
             }
             None => {
-                missed += u64::from(planted.script.is_none());
+                missed += 1;
                 println!("{what} | not in {} | |", options.count);
             }
         }
     }
-    println!("{missed} of {} found neither by a script nor by these seeds", ALL.len());
-    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!("{missed} of {} found by their scripts alone, not by these seeds", ALL.len());
+    ExitCode::SUCCESS
 }
 
 /// Runs a seed in a thread of its own, so that nothing of it is left for the next.

@@ -9,8 +9,10 @@ pub struct Planted {
     pub name: &'static str,
     /// What is broken.
     pub what: &'static str,
-    /// The script of `tests/holes.rs` that finds it, if one does.
-    pub script: Option<&'static str>,
+    /// The script that finds it.
+    pub script: &'static str,
+    /// The file of `tests` with that script, where a test checks that it finds it.
+    pub file: &'static str,
 }
 
 impl Planted {
@@ -27,15 +29,16 @@ impl Planted {
     }
 }
 
-/// One that seeds find, or a script of another file than `tests/holes.rs`: the last test of `joint.rs`,
-/// `loss.rs` and `caches.rs` checks those.
-const fn by_seeds(name: &'static str, what: &'static str) -> Planted {
-    Planted { name, what, script: None }
+/// One that a script of `tests/holes.rs` finds, as `tests/common/planted.rs` checks.
+const fn by_script(name: &'static str, what: &'static str, script: &'static str) -> Planted {
+    Planted { name, what, script, file: "holes" }
 }
 
-/// One that a script finds, as `tests/common/planted.rs` checks; maybe seeds, too.
-const fn by_script(name: &'static str, what: &'static str, script: &'static str) -> Planted {
-    Planted { name, what, script: Some(script) }
+impl Planted {
+    /// One whose script is in another file.
+    const fn of(self, file: &'static str) -> Self {
+        Self { file, ..self }
+    }
 }
 
 /// All of them, in the order of their rules.
@@ -60,8 +63,18 @@ pub const ALL: &[Planted] = &[
         "a portion takes requests below its grant",
         "what_reached_an_untouched_slot_late_is_not_believed",
     ),
-    by_seeds("O-6/give-up-undecided", "an owner gives up a group with undecided writes"),
-    by_seeds("O-6/copies-outlive-a-move", "an owner gives up a group of which clients have copies"),
+    by_script(
+        "O-6/give-up-undecided",
+        "an owner gives up a group with undecided writes",
+        "an_undecided_write_is_never_given_up",
+    )
+    .of("movement"),
+    by_script(
+        "O-6/copies-outlive-a-move",
+        "an owner gives up a group of which clients have copies",
+        "copies_of_what_moves_away_from_their_mount_are_taken_back",
+    )
+    .of("caches"),
     by_script(
         "O-8/a-sweep-closes-too-early",
         "a sweep ends though disks did not answer",
@@ -92,7 +105,12 @@ pub const ALL: &[Planted] = &[
         "writes are decided with fewer than k slots in sync",
         "two_portions_of_one_parity_are_not_both_removed",
     ),
-    by_seeds("W-4/the-shadow-says-stable", "a shadow lets portions apply what is not stable"),
+    by_script(
+        "W-4/the-shadow-says-stable",
+        "a shadow lets portions apply what is not stable",
+        "a_shadow_says_what_a_dead_writer_had_decided",
+    )
+    .of("shadow"),
     by_script(
         "W-5/take-back-what-lacks-a-write",
         "a slot that lacks a decided write stays in sync",
@@ -138,33 +156,70 @@ pub const ALL: &[Planted] = &[
         "lost records are judged without the silent",
         "silent_portions_are_waited_for_where_others_lost_what_may_be_answered",
     ),
-    by_seeds(
+    by_script(
         "W-6/restarted-portions-are-believed",
         "who was restarted is taken for one that has all",
+        "a_restarted_portion_is_not_believed_alone",
     ),
-    by_seeds(
+    by_script(
         "W-7/decisions-are-not-stable",
         "a change of several directories is answered before it is on the disks",
-    ),
-    by_seeds("W-7/the-secondary-does-not-ask", "a secondary takes each intent for decided"),
-    by_seeds("W-7/no-void-record", "a primary that is asked promises nothing"),
-    by_seeds("W-7/intents-are-not-stable", "a power cut may take an intent of what is decided"),
-    by_seeds("O-7/moves-without-the-lock", "directories are moved by any owner at any time"),
+        "no_power_cut_leaves_one_side_of_a_rename",
+    )
+    .of("joint"),
+    by_script(
+        "W-7/the-secondary-does-not-ask",
+        "a secondary takes each intent for decided",
+        "the_next_owner_of_a_secondary_asks_before_it_finishes",
+    )
+    .of("joint"),
+    by_script(
+        "W-7/no-void-record",
+        "a primary that is asked promises nothing",
+        "what_the_secondary_was_told_is_void_stays_so",
+    )
+    .of("joint"),
+    by_script(
+        "W-7/intents-are-not-stable",
+        "a power cut may take an intent of what is decided",
+        "an_intent_is_stable_before_the_decision",
+    )
+    .of("joint"),
+    by_script(
+        "O-7/moves-without-the-lock",
+        "directories are moved by any owner at any time",
+        "two_moves_make_no_circle",
+    )
+    .of("joint"),
     by_script(
         "W-8/direct-over-blocks-that-exist",
         "new bytes go over blocks that exist",
         "hole_13_an_aborted_write_leaves_the_old_bytes",
     ),
-    by_seeds(
+    by_script(
         "W-9/what-was-answered-ahead-is-not-seen",
         "a look of others does not wait for what the owner's process was answered ahead",
-    ),
-    by_seeds(
+        "what_was_answered_ahead_is_seen_by_all",
+    )
+    .of("ahead_names"),
+    by_script(
         "W-9/a-loss-ahead-is-not-told",
         "a sync says nothing of changes of names that were answered ahead and are lost",
-    ),
-    by_seeds("W-9/what-was-lost-is-shown", "an owner shows what restarted portions lost"),
-    by_seeds("W-9/loss-is-not-told", "a sync says nothing of answered writes that are lost"),
+        "what_was_answered_ahead_and_is_lost_is_told_by_the_next_sync",
+    )
+    .of("ahead_names"),
+    by_script(
+        "W-9/what-was-lost-is-shown",
+        "an owner shows what restarted portions lost",
+        "an_owner_does_not_show_what_restarted_portions_lost",
+    )
+    .of("loss"),
+    by_script(
+        "W-9/loss-is-not-told",
+        "a sync says nothing of answered writes that are lost",
+        "hole_21_a_sync_says_that_answered_writes_are_lost",
+    )
+    .of("loss"),
     by_script(
         "W-9/stable-before-the-medium",
         "an owner takes what is held for stable",
@@ -185,12 +240,42 @@ pub const ALL: &[Planted] = &[
         "a read shows records above the mark",
         "what_is_not_decided_is_not_read",
     ),
-    by_seeds("W-12/what-was-answered-is-not-seen", "a look does not wait for what memory answered"),
-    by_seeds("W-13/answer-before-the-fact", "a local journal answers, and no fact says so"),
-    by_seeds("W-13/the-local-journal-is-not-synced", "a local journal answers before its medium"),
-    by_seeds("W-13/kept-until-it-is-decided", "a local journal forgets what is only held"),
-    by_seeds("W-13/written-over-a-local-copy", "others write while a local copy may be away"),
-    by_seeds("W-13/laid-without-its-fact", "an old local copy is laid over newer bytes"),
+    by_script(
+        "W-12/what-was-answered-is-not-seen",
+        "a look does not wait for what memory answered",
+        "what_is_answered_from_memory_is_seen_by_the_next_look",
+    )
+    .of("ahead"),
+    by_script(
+        "W-13/answer-before-the-fact",
+        "a local journal answers, and no fact says so",
+        "nothing_is_answered_before_its_fact_and_its_record",
+    )
+    .of("local"),
+    by_script(
+        "W-13/the-local-journal-is-not-synced",
+        "a local journal answers before its medium",
+        "an_answer_from_a_local_journal_outlives_a_power_cut",
+    )
+    .of("local"),
+    by_script(
+        "W-13/kept-until-it-is-decided",
+        "a local journal forgets what is only held",
+        "a_local_journal_keeps_what_is_not_on_the_disks_of_the_cluster",
+    )
+    .of("local"),
+    by_script(
+        "W-13/written-over-a-local-copy",
+        "others write while a local copy may be away",
+        "what_a_local_journal_has_is_laid_by_the_next_owner",
+    )
+    .of("local"),
+    by_script(
+        "W-13/laid-without-its-fact",
+        "an old local copy is laid over newer bytes",
+        "what_may_not_be_laid_becomes_a_file_beside",
+    )
+    .of("local"),
     by_script(
         "F-1/a-former-owner-may-close",
         "a fact is closed under a lower grant",
@@ -221,7 +306,11 @@ pub const ALL: &[Planted] = &[
         "a fact names the decided mark, not the stable one",
         "hole_1_who_lost_a_record_is_not_asked_whether_it_counts",
     ),
-    by_seeds("F-4/a-rejoin-keeps-its-records", "a returning portion drops nothing"),
+    by_script(
+        "F-4/a-rejoin-keeps-its-records",
+        "a returning portion drops nothing",
+        "a_returning_portion_drops_what_nobody_else_has",
+    ),
     by_script(
         "F-4/close-before-the-rebuild",
         "a fact is closed and nothing was rebuilt",
@@ -242,7 +331,12 @@ pub const ALL: &[Planted] = &[
         "the owner believes every block",
         "a_rotten_block_is_not_passed_on",
     ),
-    by_seeds("S-3/synced-without-a-sync", "an I/O server says synced and syncs nothing"),
+    by_script(
+        "S-3/synced-without-a-sync",
+        "an I/O server says synced and syncs nothing",
+        "hole_21_a_sync_says_that_answered_writes_are_lost",
+    )
+    .of("loss"),
     by_script(
         "S-3/damage-is-taken-for-a-torn-tail",
         "bad records before good ones are cut",
@@ -253,10 +347,41 @@ pub const ALL: &[Planted] = &[
         "a failed sync counts as done",
         "hole_20_a_failed_sync_is_no_sync",
     ),
-    by_seeds("N-1/recall-not-waited-for", "a change is answered while a recall is on its way"),
-    by_seeds("N-1/caches-outlive-their-lease", "a client uses copies after its lease"),
-    by_seeds("N-1/new-owner-does-not-wait", "a new owner changes what old copies say at once"),
-    by_seeds("N-3/an-operation-is-done-twice", "a repeated directory operation is done again"),
+    by_script(
+        "N-1/recall-not-waited-for",
+        "a change is answered while a recall is on its way",
+        "a_change_is_answered_when_nobody_shows_what_was_before",
+    )
+    .of("caches"),
+    by_script(
+        "N-1/caches-outlive-their-lease",
+        "a client uses copies after its lease",
+        "a_lease_that_is_not_prolonged_ends",
+    )
+    .of("caches"),
+    by_script(
+        "N-1/new-owner-does-not-wait",
+        "a new owner changes what old copies say at once",
+        "a_new_owner_waits_for_copies_of_which_it_does_not_know",
+    )
+    .of("caches"),
+    by_script(
+        "N-2/what-no-size-showed-comes-to-sight",
+        "bytes behind the recorded size are kept when a file grows",
+        "what_was_behind_the_size_does_not_come_to_sight",
+    )
+    .of("loss"),
+    by_script(
+        "N-3/a-repeated-write-is-done-again",
+        "a write that is sent again is done again",
+        "a_write_that_is_sent_again_is_done_once",
+    )
+    .of("repeats"),
+    by_script(
+        "N-3/an-operation-is-done-twice",
+        "a repeated directory operation is done again",
+        "a_repeated_directory_operation_is_answered_as_the_first",
+    ),
 ];
 
 #[cfg(test)]

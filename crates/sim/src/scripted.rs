@@ -17,15 +17,16 @@ use braid_client::Client as BraidClient;
 use braid_env::simulated::{self, FrameSeen, Passage, SimProcess, Simulation};
 use braid_env::{Address, Payload};
 use braid_terms::{
-    AckMode, BLOCK_SIZE, ClusterMap, DataType, DeviceId, DiskId, FactNumber, GroupLayout,
-    Incarnation, LayoutGeneration, PolicyQuestion, RaidScheme, ServerId, WriteNumber,
+    AckMode, BLOCK_SIZE, ClusterMap, DataType, DeviceId, DiskId, FactNumber, GrantNumber,
+    GroupLayout, Incarnation, LayoutGeneration, PolicyQuestion, PortionIndex, RaidScheme, ServerId,
+    WriteNumber,
 };
 use braid_wire::coordinator::{CoordinatorRefusal, CoordinatorReply, CoordinatorRequest};
 use braid_wire::header::{self, FrameKind, Header};
-use braid_wire::io::{Io, IoRefusal, IoReply, IoRequest};
+use braid_wire::io::{Fence, Io, IoRefusal, IoReply, IoRequest, Report};
 use braid_wire::lcc::{
-    Answer, DeviceLength, DirectoryOp, FileData, FileKind, FileOp, GroupDescription, IfExists, Lcc,
-    LccRefusal, LccReply, LccRequest, LccStatus, NewAttributes, OperationId,
+    Answer, DeviceLength, DirectoryOp, FileChange, FileData, FileKind, FileOp, GroupDescription,
+    IfExists, Lcc, LccRefusal, LccReply, LccRequest, LccStatus, NewAttributes, OperationId,
 };
 use braid_wire::rpc::{Client, Hello, Peer, Role as WireRole};
 use bytes::Bytes;
@@ -333,18 +334,7 @@ impl Script {
         directory: &GroupLayout,
         op: DirectoryOp,
     ) -> Result<LccReply, LccRefusal> {
-        let ask = async |at_server| match self.names(at_server, directory, op.clone()).await {
-            Ok(reply) => Ok(Ok(reply)),
-            Err(
-                failed @ (Failed::Unanswered
-                | Failed::Refused(
-                    LccRefusal::NotOwner { .. }
-                    | LccRefusal::Unavailable { .. }
-                    | LccRefusal::OutcomeUnknown,
-                )),
-            ) => Err(failed),
-            Err(Failed::Refused(refusal)) => Ok(Err(refusal)),
-        };
+        let ask = async |at_server| for_good(self.names(at_server, directory, op.clone()).await);
         self.at_last("an operation on a directory", server, ask).await
     }
 
@@ -416,8 +406,37 @@ impl Script {
         op: FileOp,
         bytes: Vec<u8>,
     ) -> Result<(LccReply, Bytes), Failed> {
-        let request = LccRequest::File { layout: device.clone(), op };
+        let request = LccRequest::File { layout: device.clone(), op, change: None };
         self.call(server, request, Payload::from(Bytes::from(bytes)), CALL_WAIT).await
+    }
+
+    /// Asks the LC of a server for a change of a device that may be asked for again, once.
+    pub async fn change(
+        &self,
+        server: u32,
+        device: &GroupLayout,
+        op: FileOp,
+        change: FileChange,
+        bytes: Vec<u8>,
+    ) -> Result<LccReply, Failed> {
+        let request = LccRequest::File { layout: device.clone(), op, change: Some(change) };
+        let payload = Payload::from(Bytes::from(bytes));
+        self.call(server, request, payload, CALL_WAIT).await.map(|(reply, _)| reply)
+    }
+
+    /// The same, again until the owner answers or refuses for good.
+    pub async fn change_at_last(
+        &self,
+        server: u32,
+        device: &GroupLayout,
+        op: FileOp,
+        change: FileChange,
+        bytes: Vec<u8>,
+    ) -> Result<LccReply, LccRefusal> {
+        let ask = async |at_server| {
+            for_good(self.change(at_server, device, op.clone(), change, bytes.clone()).await)
+        };
+        self.at_last("a change", server, ask).await
     }
 
     /// Writes through the LC of a server; held when answered.
@@ -570,6 +589,25 @@ impl Script {
         };
         match timeout(CALL_WAIT, asked).await {
             Ok(Some((Ok(reply), _))) => Some(reply),
+            _ => None,
+        }
+    }
+
+    /// What a slot at a server keeps of a device, as an owner under that grant is told.
+    pub async fn inspect(
+        &self,
+        server: u32,
+        slot: PortionIndex,
+        device: &GroupLayout,
+        grant: GrantNumber,
+    ) -> Option<Report> {
+        let Some(IoReply::Status(status)) = self.ask_io(server, &IoRequest::Status).await else {
+            return None;
+        };
+        let (group, incarnation) = (device.group(), status.incarnation);
+        let fence = Fence { group, slot, grant, incarnation };
+        match self.ask_io(server, &IoRequest::Inspect { fence }).await {
+            Some(IoReply::Report(report)) => Some(*report),
             _ => None,
         }
     }
@@ -967,6 +1005,22 @@ fn differences(found: &[u8], expected: &[u8]) -> String {
     let wrong = pairs.filter(|(_, (found, expected))| found != expected);
     let wrong: Vec<_> = wrong.map(|(at, (a, b))| format!("{at}: {} not {}", a[0], b[0])).collect();
     format!("{} bytes of {}; blocks {}", found.len(), expected.len(), wrong.join(", "))
+}
+
+/// What is not to be asked for again; the error is.
+fn for_good(answer: Result<LccReply, Failed>) -> Result<Result<LccReply, LccRefusal>, Failed> {
+    match answer {
+        Ok(reply) => Ok(Ok(reply)),
+        Err(
+            failed @ (Failed::Unanswered
+            | Failed::Refused(
+                LccRefusal::NotOwner { .. }
+                | LccRefusal::Unavailable { .. }
+                | LccRefusal::OutcomeUnknown,
+            )),
+        ) => Err(failed),
+        Err(Failed::Refused(refusal)) => Ok(Err(refusal)),
+    }
 }
 
 /// Attributes of something without bytes.

@@ -1,5 +1,8 @@
 //! Ring 2: writes that are answered from memory, as scripts; see `holes.rs`.
 
+#[path = "common/found.rs"]
+mod found;
+
 use std::time::Duration;
 
 use braid_sim::scripted::{Failed, Message, Role, Script, Seen, block};
@@ -99,4 +102,13 @@ fn what_was_promised_outlives_the_memory_it_was_answered_from() {
         script.cluster.start_process(4, Role::Lc);
         script.check_all_ways(5, &device, &blocks(&[3, 2])).await;
     });
+}
+
+/// A rule that these scripts guard, taken out: the script must fail.
+#[test] // Proves: W-12.
+fn the_planted_bug_is_found() {
+    found::each_is_found(&[(
+        "W-12/what-was-answered-is-not-seen",
+        what_is_answered_from_memory_is_seen_by_the_next_look,
+    )]);
 }

@@ -13,11 +13,14 @@ use std::time::Duration;
 
 use braid_client::{AttributeChanges, PutOptions};
 use braid_env::simulated::SimProcess;
-use braid_sim::scripted::{Role, Script};
+use braid_sim::scripted::{Message, Role, Script};
+use braid_wire::lcc::{LccReply, LccRequest};
 use tokio::time::{Instant, sleep};
 
 const HOLDER: u32 = 150;
 const FILE: &str = "/file";
+/// So long a holder looks before it can learn of a change.
+const LOOKS: Duration = Duration::from_millis(200);
 
 /// One look: when it began, when it ended, what it saw.
 #[derive(Clone, Copy, Debug)]
@@ -170,6 +173,27 @@ fn hole_11_a_mount_that_is_cut_off_shows_its_copies_no_longer_than_its_lease() {
     });
 }
 
+/// The same, but only what prolongs the lease does not arrive, and no recall: the connection is whole.
+#[test] // Proves: N-1, O-4.
+fn a_lease_that_is_not_prolonged_ends() {
+    Script::run(66, 3, "raid5/2+1", async |script| {
+        let writer = Writer::start(&script).await;
+        let holder = Holder::start(&script);
+        holder.keeps(&script).await;
+        let is_kept = |message: &Message| match message {
+            Message::ToLcc(request) => matches!(**request, LccRequest::KeepCaches { .. }),
+            Message::FromLcc(reply) => matches!(**reply, Ok(LccReply::Recalls(_))),
+            _ => false,
+        };
+        let held = script.hold(move |seen| is_kept(&seen.message));
+        let mode = writer.change().await;
+        sleep(LOOKS).await;
+        held.release();
+        script.until("the holder sees it", async |_| holder.newest() == mode).await;
+        holder.check(&writer.answered.borrow());
+    });
+}
+
 /// The owner dies with its knowledge of who has copies, and is started again at once.
 ///
 /// 1. The holder has a copy and is cut off, so that it does not notice what happens to the owner.
@@ -182,15 +206,16 @@ fn a_new_owner_waits_for_copies_of_which_it_does_not_know() {
         let writer = Writer::start(&script).await;
         let holder = Holder::start(&script);
         holder.keeps(&script).await;
+        // Not lost frames, which would break its connection: it hears nothing at all.
         for server in 1..=3 {
-            script.simulation.black_hole(server, HOLDER);
-            script.simulation.black_hole(HOLDER, server);
+            script.simulation.partition_both(server, HOLDER);
         }
         for server in 1..=3 {
             script.cluster.kill(server, Role::Lc);
             script.cluster.start_process(server, Role::Lc);
         }
         let mode = writer.change().await;
+        sleep(LOOKS).await;
         script.simulation.heal_all();
         script.until("the holder sees it", async |_| holder.newest() == mode).await;
         holder.check(&writer.answered.borrow());
@@ -251,6 +276,8 @@ fn copies_of_what_moves_away_from_their_mount_are_taken_back() {
 fn each_planted_bug_is_found() {
     found::each_is_found(&[
         ("N-1/recall-not-waited-for", a_change_is_answered_when_nobody_shows_what_was_before),
+        ("N-1/caches-outlive-their-lease", a_lease_that_is_not_prolonged_ends),
+        ("N-1/new-owner-does-not-wait", a_new_owner_waits_for_copies_of_which_it_does_not_know),
         ("O-6/copies-outlive-a-move", copies_of_what_moves_away_from_their_mount_are_taken_back),
     ]);
 }

@@ -5,11 +5,11 @@ mod found;
 
 use std::time::Duration;
 
-use braid_client::{EntryAttributes, Error, PutOptions};
+use braid_client::{AttributeChanges, EntryAttributes, Error, PutOptions};
 use braid_sim::scripted::{Failed, Role, Script, block};
 use braid_terms::GroupLayout;
 use braid_wire::io::IoRequest;
-use braid_wire::lcc::{DirectoryOp, LccRefusal};
+use braid_wire::lcc::{DeviceNews, DirectoryOp, LccRefusal};
 
 const SLOW: Duration = Duration::from_secs(3);
 
@@ -173,12 +173,119 @@ fn an_owner_does_not_show_what_restarted_portions_lost() {
     });
 }
 
+/// A power cut takes a file's bytes as a whole, and leaves its record (simulator, seed 2353 of three servers).
+///
+/// 1. The bytes of a file are held, its record is on the disks: with its size, or marked open, without.
+/// 2. The servers with its bytes lose their power: no portion knows of the device.
+/// 3. The one that is open is empty, the other says that its bytes are lost. Neither hangs; both can be
+///    looked at, synced, and written anew, or cut, or removed.
+#[test] // Proves: N-2, N-4.
+fn a_file_of_which_all_bytes_are_lost_can_be_used() {
+    for (seed, is_open) in [(64, false), (65, true)] {
+        Script::run(seed, 6, "raid5/2+1", async |script| {
+            let root = script.root();
+            let names: Vec<_> = root.disks.iter().map(|disk| disk.0).collect();
+            let others: Vec<_> =
+                script.servers().into_iter().filter(|server| !names.contains(server)).collect();
+            let (cut, owner) = (&others[..3], others[3]);
+            let (written, truncated) = (script.device(cut), script.device(cut));
+            script.set_sync_time(cut, SLOW);
+            for (device, name) in [(&written, "f"), (&truncated, "g")] {
+                script.write(owner, device, 0, blocks(&[1, 2])).await.expect("held");
+                script.name(device, if is_open { 0 } else { 8192 }, name).await;
+                let news = DeviceNews { device: device.group(), length: None, writers: 1 };
+                let changes =
+                    AttributeChanges { device: Some(news), ..AttributeChanges::default() };
+                if is_open {
+                    let id = script.entry(owner, &root, name).await.expect("it was made");
+                    let op = DirectoryOp::SetAttributes {
+                        operation: script.operation(),
+                        id,
+                        changes,
+                        stable: true,
+                    };
+                    script.names_at_last(owner, &root, op).await.expect("it is there");
+                }
+            }
+            script.power_cut(cut);
+            script.cluster.kill(owner, Role::Lc);
+            script.power_on(cut);
+            let client = script.client();
+            let size = if is_open { 0 } else { 8192 };
+            for name in ["/f", "/g"] {
+                let node = client.stat(name).await.expect("it can be looked at");
+                assert_eq!(node.attributes.size, size, "{name}");
+                let file = client.open(name).await.expect("it is there");
+                let read = file.read(0, 10).await;
+                let is_right = match &read {
+                    Ok(bytes) => is_open && bytes.is_empty(),
+                    Err(error) => !is_open && matches!(error, Error::Lost { .. }),
+                };
+                assert!(is_right, "{name}: {read:?}");
+                file.sync().await.expect("nothing that this process was told of is lost");
+            }
+            let file = client.open("/f").await.expect("it is there");
+            file.write(4096, vec![7; 9].into()).await.expect("it is made anew");
+            file.sync().await.expect("all can sync");
+            let read = client.get_bytes("/f").await.expect("it can be read");
+            assert!(read[..4096] == block(0) && read[4096..] == [7; 9], "{} bytes", read.len());
+            let file = client.open("/g").await.expect("it is there");
+            file.truncate(0).await.expect("it can be cut");
+            assert_eq!(file.size().await.expect("it can be looked at"), 0);
+            assert_eq!(file.append(vec![8; 5000].into()).await.expect("all is there"), 0);
+            for name in ["/f", "/g"] {
+                client.unlink(name).await.expect("it can be removed");
+            }
+            script.cluster.start_process(owner, Role::Lc);
+        });
+    }
+}
+
+/// A power cut takes the mark that a client changes a file, and not all of its bytes (simulator, seed 50377).
+///
+/// 1. A file's record says one block, and counts no writer. Its device has two: the second is of an append
+///    whose answer nobody got, and whose mark is lost.
+/// 2. The owner is gone. A client appends, or writes far behind the end: the block that nobody saw must not
+///    come to sight.
+#[test] // Proves: N-2, W-10.
+fn what_was_behind_the_size_does_not_come_to_sight() {
+    for (seed, at) in [(66, None), (67, Some(12288))] {
+        Script::run(seed, 5, "raid5/2+1", async |script| {
+            let device = device_of(&script, 4, &[1]).await;
+            script.name(&device, 4096, "f").await;
+            script.write(4, &device, 4096, block(2)).await.expect("X owns it");
+            script.stable_everywhere(4, &device).await;
+            script.cluster.kill(4, Role::Lc);
+            let client = script.client();
+            let file = client.open("/f").await.expect("it is there");
+            assert_eq!(file.size().await.expect("it can be looked at"), 4096);
+            let written = match at {
+                None => file.append(block(3).into()).await.expect("it is appended"),
+                Some(at) => {
+                    file.write(at, block(3).into()).await.expect("it is written");
+                    at
+                }
+            };
+            assert_eq!(written, at.unwrap_or(4096));
+            file.sync().await.expect("all can sync");
+            let mut expected = block(1);
+            expected.resize(usize::try_from(written).expect("a short file"), 0);
+            expected.extend(block(3));
+            let read = client.get_bytes("/f").await.expect("it can be read");
+            assert!(read == expected, "{} bytes", read.len());
+            script.cluster.start_process(4, Role::Lc);
+        });
+    }
+}
+
 /// Rules that these scripts guard, taken out: the script must fail.
-#[test] // Proves: W-9.
+#[test] // Proves: N-2, W-9, S-3.
 fn each_planted_bug_is_found() {
     found::each_is_found(&[
         ("W-9/loss-is-not-told", hole_21_a_sync_says_that_answered_writes_are_lost),
         ("W-9/loss-is-not-told", a_sync_says_that_the_removal_of_a_directory_is_lost),
+        ("N-2/what-no-size-showed-comes-to-sight", what_was_behind_the_size_does_not_come_to_sight),
+        ("S-3/synced-without-a-sync", hole_21_a_sync_says_that_answered_writes_are_lost),
         ("W-9/what-was-lost-is-shown", an_owner_does_not_show_what_restarted_portions_lost),
     ]);
 }

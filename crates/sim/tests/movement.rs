@@ -3,6 +3,9 @@
 //! X is the old owner, N the next one. With `raid5/2+1` on servers 1, 2 and 3, block b is in D1 at
 //! server 1 where b is even, in D2 at server 2 where it is odd; the parity P is at server 3.
 
+#[path = "common/found.rs"]
+mod found;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -228,4 +231,10 @@ fn a_mount_that_was_killed_leaves_nothing() {
         };
         script.until("nothing is left of it", gone).await;
     });
+}
+
+/// A rule that these scripts guard, taken out: the script must fail.
+#[test] // Proves: O-6.
+fn the_planted_bug_is_found() {
+    found::each_is_found(&[("O-6/give-up-undecided", an_undecided_write_is_never_given_up)]);
 }

@@ -1,5 +1,8 @@
 //! Ring 2: the shadow controller, as scripts; see `holes.rs`.
 
+#[path = "common/found.rs"]
+mod found;
+
 use std::time::Duration;
 
 use braid_sim::scripted::{Message, Role, Script, Seen, block};
@@ -165,4 +168,13 @@ fn shadows_cost_no_message_for_a_write() {
         quiet(&script, 20).await;
         assert_eq!(calls.get(), before, "an idle cluster tells shadows something");
     });
+}
+
+/// A rule that these scripts guard, taken out: the script must fail.
+#[test] // Proves: W-4.
+fn the_planted_bug_is_found() {
+    found::each_is_found(&[(
+        "W-4/the-shadow-says-stable",
+        a_shadow_says_what_a_dead_writer_had_decided,
+    )]);
 }

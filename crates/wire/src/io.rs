@@ -26,6 +26,7 @@ use braid_terms::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::operations::{Operation, Operations};
 use crate::rpc::{Role, Service};
 
 /// The service of an I/O server.
@@ -247,6 +248,11 @@ pub struct Record {
     /// In the slot's first record of a grant: the last write of each of the latest grants before it,
     /// in order, at most [`ENDS_MAX`]; empty in all others. Source: W-9.
     pub ends: Vec<WriteNumber>,
+    /// The change of a client that it is. Source: N-3.
+    pub operation: Option<Operation>,
+    /// In the slot's first record of a grant, and the first one after a rejoin: the latest changes before
+    /// it, in place of what the slot knows, where there are any. Source: N-3.
+    pub operations: Option<Box<Operations>>,
     /// What changes at this slot; nothing for a void or outcome record or for a mere witness.
     pub changes: Vec<Change>,
 }
@@ -450,6 +456,8 @@ pub struct Report {
     pub existing: u32,
     /// `ends` of the newest record at or below the stable mark that has some.
     pub ends: Vec<WriteNumber>,
+    /// The latest changes of clients at or below the stable mark, of those that it took. Source: N-3.
+    pub operations: Operations,
     /// What absent slots missed, of dropped records.
     pub missed: Vec<Missed>,
     /// Its journal was damaged: records above this number may have been lost there. Source: S-3.

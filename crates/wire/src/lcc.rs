@@ -28,6 +28,7 @@ use braid_terms::{
 use serde::{Deserialize, Serialize};
 
 use crate::joint::{Joint, JointId, JointNews, JointStep};
+use crate::operations::Operation;
 use crate::rpc::{Role, Service};
 
 /// The service of an LCC.
@@ -73,6 +74,8 @@ pub enum LccRequest {
         layout: GroupLayout,
         /// What.
         op: FileOp,
+        /// L2, of a change; none where nobody else can change or see the device yet.
+        change: Option<FileChange>,
     },
     /// Where a group is and in what state its portions are, for `where`. Answer: `Group`.
     DescribeGroup {
@@ -199,6 +202,23 @@ pub struct OperationId {
     pub client: u64,
     /// Grows by one with each change of that client process.
     pub counter: u64,
+}
+
+/// Identity of a change of a file's device, and what its owner must know to answer a repeat of it as the
+/// first. Source: L2, N-3.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FileChange {
+    /// Which.
+    pub operation: OperationId,
+    /// Changes of this client process and device with counters below are answered, or nobody waits for
+    /// them any more: they are not sent again.
+    pub answered: u64,
+    /// A write of the device that has its number before this was first sent; the newest that is known.
+    pub since: WriteNumber,
+    /// It was sent before, and may have been done.
+    pub again: bool,
+    /// What the file's record said when its client, alone, began to change the device. Source: N-2.
+    pub settled: Option<DeviceLength>,
 }
 
 /// What a directory entry names.
@@ -759,6 +779,8 @@ pub enum FileOp {
         parts: Vec<(u64, u32)>,
         /// Home of the file.
         home: DeviceId,
+        /// The change of a client that it is. Source: N-3.
+        operation: Option<Operation>,
     },
     /// Nothing more comes from a local journal under this fact, as its server or an operator says: what was
     /// laid is made stable and the fact is closed. Answer: `Done`. Source: W-13.
@@ -979,6 +1001,9 @@ pub enum LccRefusal {
     /// The group's owner is changing, and the change may have been made. Where making it twice does
     /// harm, it must not be asked for again.
     OutcomeUnknown,
+    /// A change that was sent before: whether it was done is not known any more. It is not done now, and
+    /// must not be asked for again.
+    Forgotten,
 }
 
 /// A server that clients can begin with.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use braid_client::{
-    Caches, Client, ClientOptions, ClusterFile, Error, HostOptions, Hosted, Notice, Pins,
+    Caches, Change, Client, ClientOptions, ClusterFile, Error, HostOptions, Hosted, Notice, Pins,
 };
 use braid_env::{Env, Payload, machine};
 use braid_terms::{AckMode, DataType, DeviceId, GroupLayout, PolicyQuestion};
@@ -130,13 +130,18 @@ impl Store for ClusterStore {
         std::future::poll_fn(|context| self.notices.borrow_mut().poll_recv(context)).await
     }
 
+    fn change(&self, group: &GroupLayout, op: &FileOp) -> Option<Change> {
+        self.client.change(group, op)
+    }
+
     async fn file(
         &self,
         group: &GroupLayout,
         op: FileOp,
+        change: Option<&Change>,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), StoreError> {
-        self.client.file_op(group, op, payload).await.map_err(store_error)
+        self.client.file_change(group, op, change, payload).await.map_err(store_error)
     }
 
     async fn new_device(

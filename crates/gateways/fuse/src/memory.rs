@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use braid_client::{Grant, Notice, Pins};
+use braid_client::{Change, Grant, Notice, Pins};
 use braid_env::Payload;
 use braid_terms::{
     AckMode, DataType, DeviceId, DiskId, GroupLayout, LayoutGeneration, RaidScheme, WriteNumber,
@@ -177,10 +177,15 @@ impl Store for MemoryStore {
         None
     }
 
+    fn change(&self, _: &GroupLayout, _: &FileOp) -> Option<Change> {
+        None
+    }
+
     async fn file(
         &self,
         group: &GroupLayout,
         op: FileOp,
+        _: Option<&Change>,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), StoreError> {
         let changes = matches!(op, FileOp::Write { .. } | FileOp::WriteMany { .. });

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use braid_client::{Grant, Notice, Pins};
+use braid_client::{Change, Grant, Notice, Pins};
 use braid_env::Payload;
 use braid_terms::{AckMode, DataType, DeviceId, GroupLayout};
 use braid_wire::lcc::{DirectoryOp, FileOp, LccReply, OperationId};
@@ -75,11 +75,14 @@ pub trait Store: 'static {
     fn notice_now(&self) -> Option<Notice>;
     /// The same; waits for it. None: there will be nothing.
     async fn notice(&self) -> Option<Notice>;
-    /// Does it at the owner of a file's group.
+    /// Begins a change of a file's group, to be asked for until it is answered.
+    fn change(&self, group: &GroupLayout, op: &FileOp) -> Option<Change>;
+    /// Does it at the owner of a file's group; with the same change once, however often it is asked.
     async fn file(
         &self,
         group: &GroupLayout,
         op: FileOp,
+        change: Option<&Change>,
         payload: Payload,
     ) -> Result<(LccReply, Bytes), StoreError>;
     /// The layout of a new device, by policy.

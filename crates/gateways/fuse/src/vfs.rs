@@ -411,8 +411,9 @@ impl<S: Store> Vfs<S> {
         op: FileOp,
         payload: Payload,
     ) -> Outcome<(LccReply, Bytes)> {
+        let change = self.store.change(group, &op);
         loop {
-            match self.store.file(group, op.clone(), payload.clone()).await {
+            match self.store.file(group, op.clone(), change.as_ref(), payload.clone()).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) if self.waits_for(&error) => tokio::time::sleep(HARD_PAUSE).await,
                 Err(error) => return Err(self.tell_of(group, &error)),

@@ -143,6 +143,8 @@ pub fn record(number: WriteNumber, prev: WriteNumber, changes: Vec<Change>) -> R
         lengths: vec![number.sequence * 4096],
         existing: 3,
         ends: Vec::new(),
+        operation: None,
+        operations: None,
         changes,
     }
 }

@@ -188,6 +188,7 @@ pub fn write_refusal(error: WriteError) -> LccRefusal {
         WriteError::Lost(reason) => LccRefusal::Lost { reason },
         WriteError::TooBig => LccRefusal::TooBig,
         WriteError::HeldLost => LccRefusal::HeldLost,
+        WriteError::Forgotten => LccRefusal::Forgotten,
     }
 }
 

@@ -104,8 +104,9 @@ impl Files {
                 LccRefusal::Unavailable { reason }
             })?;
             let (fact, number, home) = (copy.fact, copy.number, copy.home);
-            let op = FileOp::LayCopy { fact, number, parts: copy.parts.clone(), home };
-            let request = LccRequest::File { layout: layout.clone(), op };
+            let (parts, operation) = (copy.parts.clone(), copy.operation);
+            let op = FileOp::LayCopy { fact, number, parts, home, operation };
+            let request = LccRequest::File { layout: layout.clone(), op, change: None };
             match self.tell_peer(owner, &request, Payload::from(bytes)).await {
                 Ok(_) => {}
                 Err(LccRefusal::Conflict) => conflicts.push(number),
@@ -114,7 +115,11 @@ impl Files {
             facts.insert(fact);
         }
         for fact in facts {
-            let request = LccRequest::File { layout: layout.clone(), op: FileOp::EndCopy { fact } };
+            let request = LccRequest::File {
+                layout: layout.clone(),
+                op: FileOp::EndCopy { fact },
+                change: None,
+            };
             self.tell_peer(owner, &request, Payload::empty()).await?;
         }
         conflicts.iter().for_each(|number| self.lcc.local.set_conflict(device, *number));
@@ -130,7 +135,8 @@ impl Files {
         for (layout, fact) in facts {
             let device = layout.group();
             let op = FileOp::EndCopy { fact };
-            let ended = self.ask_owner(&layout, LccRequest::File { layout: layout.clone(), op });
+            let ended = self
+                .ask_owner(&layout, LccRequest::File { layout: layout.clone(), op, change: None });
             match ended.await {
                 Ok(_) => tracing::info!(%device, ?fact, "nothing is left in a local journal"),
                 Err(refusal) => tracing::debug!(%device, ?refusal, "a fact stays for now"),

@@ -5,19 +5,24 @@
 //! write: at once where this LCC gave its number out, else after all its portions were asked.
 //! A cut gives back what lies behind the new end, so that it reads as zeros if the file grows again.
 //! Cuts, punches and appends of a device happen alone; plain writes happen at once (the group orders
-//! those that meet).
+//! those that meet). A change that a client sends again is done once (`group/repeat.rs`).
 //! # Source
-//! DESIGN 8, W-8, W-9.
+//! DESIGN 8, W-8, W-9, N-3.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{AckMode, BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX, WriteNumber};
-use braid_wire::lcc::{DeviceLength, FileOp, LccRefusal, LccReply, PARTS_MAX};
+use braid_terms::{
+    AckMode, BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX, WriteNumber, sometimes,
+};
+use braid_wire::lcc::{
+    DeviceLength, FileChange, FileOp, LccRefusal, LccReply, OperationId, PARTS_MAX,
+};
+use braid_wire::operations::{Done, Operation};
 use bytes::Bytes;
-use tokio::sync::RwLock;
+use tokio::sync::{Mutex, RwLock};
 
 use super::access::{own_refusal, read_refusal, write_refusal};
 use super::checks::{bad, check_file_layout};
@@ -29,6 +34,8 @@ pub struct FileDevices {
     lcc: Rc<Lcc>,
     /// Changes under way, by device: shared by writes, alone for what depends on the length.
     turns: RefCell<BTreeMap<DeviceId, Rc<RwLock<()>>>>,
+    /// Changes of clients under way: a repeat waits for the first.
+    repeats: RefCell<BTreeMap<OperationId, Rc<Mutex<()>>>>,
 }
 
 /// With the mark at which a change is decided.
@@ -36,34 +43,68 @@ type Answer = Result<(LccReply, Option<WriteNumber>, Payload), LccRefusal>;
 
 impl FileDevices {
     pub fn new(lcc: Rc<Lcc>) -> Self {
-        Self { lcc, turns: RefCell::default() }
+        Self { lcc, turns: RefCell::default(), repeats: RefCell::default() }
     }
 
     /// Does everything but `Remove`.
-    pub async fn handle(&self, layout: &GroupLayout, op: FileOp, payload: Bytes) -> Answer {
+    pub async fn handle(
+        &self,
+        layout: &GroupLayout,
+        op: FileOp,
+        change: Option<FileChange>,
+        payload: Bytes,
+    ) -> Answer {
         check_file_layout(layout)?;
+        let Some(change) = change else { return self.once(layout, op, None, payload).await };
+        let id = change.operation;
+        let repeat = self.repeats.borrow_mut().entry(id).or_default().clone();
+        let _end = Repeat { of: &self.repeats, id };
+        let _first = repeat.lock().await;
+        self.once(layout, op, Some(change), payload).await
+    }
+
+    async fn once(
+        &self,
+        layout: &GroupLayout,
+        op: FileOp,
+        change: Option<FileChange>,
+        payload: Bytes,
+    ) -> Answer {
         match op {
             FileOp::Write { at, home, fresh, stable, append, ack } => {
                 let group = self.to_change(layout, home, fresh).await?;
+                if let Some(done) = self.begin_change(&group, change.as_ref()).await? {
+                    if stable {
+                        group.stable(done.number).await.map_err(write_refusal)?;
+                    }
+                    return written_before(&group, &done);
+                }
                 let ack = if stable { AckMode::Cluster } else { ack };
-                let write = Write { at, stable, append, ack, bytes: payload };
+                let write = Write { at, stable, append, ack, bytes: payload, change };
                 self.write(&group, write).await
             }
             FileOp::WriteMany { parts, home, fresh, ack } => {
                 let writes = cut(&parts, payload)?;
                 let group = self.to_change(layout, home, fresh).await?;
+                if let Some(done) = self.begin_change(&group, change.as_ref()).await? {
+                    return written_before(&group, &done);
+                }
                 let turn = self.turn(&group);
                 let _shared = turn.read().await;
                 let size: u64 = writes.iter().map(|write| write.bytes.len() as u64).sum();
-                let (number, length) = write_all(&group, writes, ack, false).await?;
+                let operation = operation_of(change.as_ref(), parts[0].0);
+                let (number, length) = write_all(&group, (writes, operation), ack, false).await?;
                 self.lcc.count(|counters| counters.bytes_written += size);
                 Ok((LccReply::Written { at: parts[0].0, length }, Some(number), Payload::empty()))
             }
             FileOp::Truncate { length, home } => {
                 let group = self.to_change(layout, home, false).await?;
+                if let Some(done) = self.begin_change(&group, change.as_ref()).await? {
+                    return changed_before(&group, &done);
+                }
                 let turn = self.turn(&group);
                 let _alone = turn.write().await;
-                set_length(&group, length).await
+                set_length(&group, length, operation_of(change.as_ref(), 0)).await
             }
             FileOp::Read { at, length, stable } => {
                 let group = self.group(layout).await?;
@@ -77,9 +118,12 @@ impl FileDevices {
             FileOp::Punch { at, length } => {
                 let group = self.group(layout).await?;
                 group.check_no_copies().map_err(write_refusal)?;
+                if let Some(done) = self.begin_change(&group, change.as_ref()).await? {
+                    return changed_before(&group, &done);
+                }
                 let turn = self.turn(&group);
                 let _alone = turn.write().await;
-                punch(&group, at, length).await
+                punch(&group, at, length, operation_of(change.as_ref(), at)).await
             }
             FileOp::Seek { at, hole } => {
                 let group = self.group(layout).await?;
@@ -97,7 +141,7 @@ impl FileDevices {
                 group.sync().await.map_err(write_refusal)?;
                 told(LccReply::Length(length_of(&group)))
             }
-            FileOp::LayCopy { fact, number, parts, home } => {
+            FileOp::LayCopy { fact, number, parts, home, operation } => {
                 let writes = cut(&parts, payload)?;
                 let group = match self.lcc.group(layout).await {
                     // What was answered may be all that was ever written.
@@ -112,7 +156,7 @@ impl FileDevices {
                 };
                 let group = group.map_err(own_refusal)?;
                 if !group.has_number(number) {
-                    let laid = group.lay((fact, number), writes).await;
+                    let laid = group.lay((fact, number), (writes, operation)).await;
                     if laid.map_err(write_refusal)? == Laid::Conflict {
                         return Err(LccRefusal::Conflict);
                     }
@@ -181,6 +225,29 @@ impl FileDevices {
         group.map_err(own_refusal)
     }
 
+    /// What a change did that was sent before, if it was done; else what it must not meet is gone.
+    async fn begin_change(
+        &self,
+        group: &Rc<Group>,
+        change: Option<&FileChange>,
+    ) -> Result<Option<Done>, LccRefusal> {
+        let Some(change) = change else { return Ok(None) };
+        let done = group.repeated(change).await.map_err(write_refusal)?;
+        if done.is_some() {
+            group.check_lease().map_err(read_refusal)?;
+            return Ok(done);
+        }
+        if let Some(settled) = change.settled.filter(|settled| group.has_unseen(*settled)) {
+            let turn = self.turn(group);
+            let _alone = turn.write().await;
+            if group.has_unseen(settled) {
+                sometimes!("N-2: bytes that no size had shown were cut off");
+                set_length(group, settled.bytes, None).await?;
+            }
+        }
+        Ok(None)
+    }
+
     /// The order of changes of a device.
     fn turn(&self, group: &Group) -> Rc<RwLock<()>> {
         let mut turns = self.turns.borrow_mut();
@@ -191,7 +258,7 @@ impl FileDevices {
     }
 
     async fn write(&self, group: &Rc<Group>, write: Write) -> Answer {
-        let Write { at, stable, append, ack, bytes } = write;
+        let Write { at, stable, append, ack, bytes, change } = write;
         check_payload(&bytes)?;
         let size = bytes.len() as u64;
         // Not a task: what is numbered goes on if this is dropped half way.
@@ -199,10 +266,12 @@ impl FileDevices {
         let (at, (number, length)) = if append {
             let _alone = turn.write().await;
             let at = group.length_ahead(0);
-            (at, write_at(group, at, bytes, ack, stable).await?)
+            let operation = operation_of(change.as_ref(), at);
+            (at, write_at(group, at, (bytes, operation), ack, stable).await?)
         } else {
             let _shared = turn.read().await;
-            (at, write_at(group, at, bytes, ack, stable).await?)
+            let operation = operation_of(change.as_ref(), at);
+            (at, write_at(group, at, (bytes, operation), ack, stable).await?)
         };
         self.lcc.count(|counters| counters.bytes_written += size);
         if stable {
@@ -219,6 +288,37 @@ struct Write {
     /// When it is answered.
     ack: AckMode,
     bytes: Bytes,
+    change: Option<FileChange>,
+}
+
+/// A change of a client under way.
+struct Repeat<'a> {
+    of: &'a RefCell<BTreeMap<OperationId, Rc<Mutex<()>>>>,
+    id: OperationId,
+}
+
+impl Drop for Repeat<'_> {
+    fn drop(&mut self) {
+        let mut all = self.of.borrow_mut();
+        // The handler's own, and the one here.
+        if all.get(&self.id).is_some_and(|turn| Rc::strong_count(turn) <= 2) {
+            all.remove(&self.id);
+        }
+    }
+}
+
+/// What a record says of the change; its bytes go to `at`.
+fn operation_of(change: Option<&FileChange>, at: u64) -> Option<Operation> {
+    change.map(|change| Operation { id: change.operation, answered: change.answered, at })
+}
+
+fn written_before(group: &Group, done: &Done) -> Answer {
+    let reply = LccReply::Written { at: done.operation.at, length: length_of(group) };
+    Ok((reply, Some(done.number), Payload::empty()))
+}
+
+fn changed_before(group: &Group, done: &Done) -> Answer {
+    Ok((LccReply::Length(length_of(group)), Some(done.number), Payload::empty()))
 }
 
 fn check_payload(bytes: &Bytes) -> Result<(), LccRefusal> {
@@ -244,11 +344,12 @@ fn changed(group: &Group) -> Answer {
 async fn write_at(
     group: &Rc<Group>,
     at: u64,
-    bytes: Bytes,
+    (bytes, operation): (Bytes, Option<Operation>),
     ack: AckMode,
     stable_soon: bool,
 ) -> Result<(WriteNumber, DeviceLength), LccRefusal> {
-    write_all(group, vec![DeviceWrite { device_index: 0, at, bytes }], ack, stable_soon).await
+    let writes = vec![DeviceWrite { device_index: 0, at, bytes }];
+    write_all(group, (writes, operation), ack, stable_soon).await
 }
 
 /// The parts of a payload.
@@ -271,7 +372,7 @@ fn cut(parts: &[(u64, u32)], payload: Bytes) -> Result<Vec<DeviceWrite>, LccRefu
 
 async fn write_all(
     group: &Rc<Group>,
-    writes: Vec<DeviceWrite>,
+    (writes, operation): (Vec<DeviceWrite>, Option<Operation>),
     ack: AckMode,
     stable_soon: bool,
 ) -> Result<(WriteNumber, DeviceLength), LccRefusal> {
@@ -279,14 +380,14 @@ async fn write_all(
     if writes.iter().any(|write| end(write).is_none_or(|end| i64::MAX as u64 <= end)) {
         return Err(LccRefusal::TooBig);
     }
-    let many = |writes| GroupWrite { writes, stable_soon, ..GroupWrite::default() };
+    let many = |writes| GroupWrite { writes, operation, stable_soon, ..GroupWrite::default() };
     let answered = match ack {
         AckMode::Cluster => {
             let number = group.write(many(writes)).await.map_err(write_refusal)?;
             return Ok((number, length_of(group)));
         }
         AckMode::Memory => group.write_ahead(many(writes)).await,
-        AckMode::Local => group.write_local(writes).await,
+        AckMode::Local => group.write_local(many(writes)).await,
     };
     let (number, bytes) = answered.map_err(write_refusal)?;
     Ok((number, DeviceLength { number, bytes }))
@@ -305,12 +406,12 @@ async fn read(group: &Rc<Group>, at: u64, length: u32, stable: bool) -> Answer {
 }
 
 /// Cuts or extends; what is behind the new end is given back.
-async fn set_length(group: &Rc<Group>, length: u64) -> Answer {
+async fn set_length(group: &Rc<Group>, length: u64, operation: Option<Operation>) -> Answer {
     if i64::MAX as u64 <= length {
         return Err(LccRefusal::TooBig);
     }
     let old = group.length_ahead(0);
-    let mut change = GroupWrite { lengths: vec![(0, length)], ..GroupWrite::default() };
+    let mut change = GroupWrite { lengths: vec![(0, length)], operation, ..GroupWrite::default() };
     if length < old {
         // Behind the old end are zeros, up to the end of its last rows.
         let layout = group.layout();
@@ -334,11 +435,11 @@ fn zeros(range: std::ops::Range<u64>) -> Option<DeviceWrite> {
 }
 
 /// Whole stripes give their space back, the ends are written with zeros.
-async fn punch(group: &Rc<Group>, at: u64, length: u64) -> Answer {
+async fn punch(group: &Rc<Group>, at: u64, length: u64, operation: Option<Operation>) -> Answer {
     let end = at.saturating_add(length).min(group.length(0));
     if at < end {
         let whole = group.punchable(at..end);
-        let mut change = GroupWrite::default();
+        let mut change = GroupWrite { operation, ..GroupWrite::default() };
         if whole.is_empty() {
             change.writes.extend(zeros(at..end));
         } else {

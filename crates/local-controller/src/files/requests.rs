@@ -249,9 +249,10 @@ impl Files {
             None => None,
         };
         let reply = match request {
-            LccRequest::File { layout, op: FileOp::Remove } => self.remove(&layout).await?,
-            LccRequest::File { layout, op } => {
-                let (reply, written, payload) = self.devices.handle(&layout, op, payload).await?;
+            LccRequest::File { layout, op: FileOp::Remove, .. } => self.remove(&layout).await?,
+            LccRequest::File { layout, op, change } => {
+                let done = self.devices.handle(&layout, op, change, payload).await;
+                let (reply, written, payload) = done?;
                 return Ok((Answer { reply, written }, payload));
             }
             LccRequest::Directory { layout, op } => {
@@ -746,7 +747,7 @@ impl Files {
             1 => {
                 self.ask_owner(
                     &layout,
-                    LccRequest::File { layout: layout.clone(), op: FileOp::Remove },
+                    LccRequest::File { layout: layout.clone(), op: FileOp::Remove, change: None },
                 )
                 .await
             }

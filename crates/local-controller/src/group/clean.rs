@@ -69,6 +69,7 @@ impl Group {
             state.decided_lengths = state.lengths.clone();
             state.existing = report.existing;
             state.ends = ends_with(std::iter::once(&report.ends), report.last);
+            state.operations.clone_from(&report.operations);
             if report.home != DeviceId(0) {
                 group.home.set(report.home);
             }

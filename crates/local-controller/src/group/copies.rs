@@ -22,6 +22,7 @@ use std::rc::Rc;
 
 use braid_terms::{Fact, FactKind, FactNumber, ServerId, WriteNumber, planted, sometimes};
 use braid_wire::io::{ENDS_MAX, RecordKind};
+use braid_wire::operations::Operation;
 
 use super::images::Images;
 use super::loss::is_lost;
@@ -91,7 +92,7 @@ impl Group {
     pub(crate) async fn lay(
         self: &Rc<Self>,
         (fact, number): (FactNumber, WriteNumber),
-        writes: Vec<DeviceWrite>,
+        (writes, operation): (Vec<DeviceWrite>, Option<Operation>),
     ) -> Result<Laid, WriteError> {
         let is_open = self.state.borrow().copies.iter().any(|(open, _)| *open == fact);
         if !is_open && !planted!("W-13/laid-without-its-fact") {
@@ -100,7 +101,7 @@ impl Group {
         }
         tracing::info!(group = %self.layout.group(), %number, "laid from a local journal");
         sometimes!("W-13: a local copy was laid");
-        self.write(GroupWrite { writes, ..GroupWrite::default() }).await?;
+        self.write(GroupWrite { writes, operation, ..GroupWrite::default() }).await?;
         let mut state = self.state.borrow_mut();
         if number.grant < self.grant {
             raise_end(&mut state.ends, number);
@@ -171,7 +172,8 @@ impl Group {
             let writes = lcc.local.writes_of(kept).map_err(|error| {
                 WriteError::Unavailable(format!("the local journal cannot be read: {error}"))
             })?;
-            if self.lay((copy.fact, copy.number), writes).await? == Laid::Conflict {
+            let what = (writes, copy.operation);
+            if self.lay((copy.fact, copy.number), what).await? == Laid::Conflict {
                 conflicts.push(copy.number);
             }
         }

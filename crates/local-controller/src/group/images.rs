@@ -18,6 +18,7 @@ use braid_raid::{Code, Geometry};
 use braid_terms::{BLOCK_SIZE, PortionIndex};
 use braid_wire::Payload;
 use braid_wire::io::{BlockRange, Change, Footprint};
+use braid_wire::operations::Operation;
 use bytes::Bytes;
 
 /// `BLOCK_SIZE` for positions.
@@ -41,6 +42,8 @@ pub struct Images {
     pub footprints: Vec<Footprint>,
     /// Slots without a change take part as well.
     pub to_all: bool,
+    /// The change of a client that it is. Source: N-3.
+    pub operation: Option<Operation>,
 }
 
 /// A part of a write.

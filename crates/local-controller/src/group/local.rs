@@ -27,6 +27,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use braid_terms::{FactKind, FactNumber, WriteNumber, planted, sometimes};
+use braid_wire::operations::Operation;
 use tokio::time::{Instant, timeout};
 
 use super::{Dead, DeviceWrite, Group, GroupWrite, State, WriteError};
@@ -95,9 +96,9 @@ impl Group {
     /// Errors: `WriteError`.
     pub async fn write_local(
         self: &Rc<Self>,
-        writes: Vec<DeviceWrite>,
+        change: GroupWrite,
     ) -> Result<(WriteNumber, u64), WriteError> {
-        let change = GroupWrite { writes: writes.clone(), ..GroupWrite::default() };
+        let (writes, operation) = (change.writes.clone(), change.operation);
         let (number, mut decided) = self.begin(change).await?;
         let length = {
             let mut state = self.state.borrow_mut();
@@ -105,7 +106,7 @@ impl Group {
             state.lengths[0]
         };
         let lcc = self.lcc().map_err(|_| WriteError::OutcomeUnknown)?;
-        if self.keep(&lcc, number, &writes).await.is_err() {
+        if self.keep(&lcc, (number, operation), &writes).await.is_err() {
             sometimes!("W-13: a local journal did not take a write");
             self.state.borrow_mut().ahead.remove(&number);
             self.decided(number, decided).await?;
@@ -122,7 +123,7 @@ impl Group {
     async fn keep(
         self: &Rc<Self>,
         lcc: &Rc<Lcc>,
-        number: WriteNumber,
+        (number, operation): (WriteNumber, Option<Operation>),
         writes: &[DeviceWrite],
     ) -> Result<(), NotKept> {
         if !lcc.local.is_usable() {
@@ -139,7 +140,7 @@ impl Group {
         };
         let parts = writes.iter().map(part).collect();
         let bytes: Vec<&[u8]> = writes.iter().map(|write| &write.bytes[..]).collect();
-        lcc.local.keep(Copy { fact, number, layout, home, parts }, &bytes).await?;
+        lcc.local.keep(Copy { fact, number, layout, home, parts, operation }, &bytes).await?;
         self.state.borrow_mut().local.used = Instant::now();
         // The cluster may have been faster.
         self.settle_local(lcc, &self.state.borrow());

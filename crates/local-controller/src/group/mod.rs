@@ -25,6 +25,7 @@ mod loss;
 pub(crate) mod open;
 mod read;
 pub(crate) mod repair;
+mod repeat;
 mod resolve;
 mod row_locks;
 mod seek;
@@ -42,6 +43,7 @@ use braid_terms::{
     PortionIndex, ServerId, WriteNumber,
 };
 use braid_wire::io::{Absent, Footprint, Missed, Participant, RecordKind};
+use braid_wire::operations::{Operation, Operations};
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
@@ -81,6 +83,8 @@ pub(crate) struct State {
     pub existing: u32,
     /// The last write of each of the latest grants before ours, in order. Source: W-9.
     pub ends: Vec<WriteNumber>,
+    /// The latest changes of clients, up to the decided mark. Source: N-3.
+    pub operations: Operations,
     pub pending: VecDeque<Pending>,
     pub unstable: VecDeque<Unstable>,
     /// What slots under a fact lack, as told at the open.
@@ -91,6 +95,8 @@ pub(crate) struct State {
     pub ahead_void: Vec<WriteNumber>,
     /// Its busy period, in which writes are answered from the local journal.
     pub local: Local,
+    /// Something was written under this grant.
+    pub is_changed: bool,
     /// Open facts about local journals, as told at the open, and whose.
     pub copies: Vec<(FactNumber, ServerId)>,
     /// Ends of former grants went up, and the slots were not told.
@@ -128,7 +134,7 @@ pub(crate) struct Slot {
     pub seen: bool,
     /// Not asked for at a clean open: it is opened when it is first touched. Source: O-8.
     pub untouched: bool,
-    /// It was sent the ends of former grants under ours.
+    /// It was sent the ends of former grants, and the latest changes, under ours.
     pub knows_ends: bool,
     /// Prepares that it refused without a promise in between.
     pub refusals: u8,
@@ -192,6 +198,8 @@ pub(crate) struct Pending {
     pub kind: RecordKind,
     pub participants: Vec<Participant>,
     pub footprints: Vec<Footprint>,
+    /// The change of a client that it is.
+    pub operation: Option<Operation>,
     pub lengths: Vec<u64>,
     pub existing: u32,
     pub parts: BTreeMap<PortionIndex, Part>,
@@ -205,6 +213,8 @@ pub(crate) struct Part {
     pub create: bool,
     /// Its record tells the ends of former grants.
     pub tells_ends: bool,
+    /// Its record tells these latest changes of clients.
+    pub operations: Option<Box<Operations>>,
     pub promised: Option<(Incarnation, JournalPosition)>,
 }
 
@@ -238,6 +248,8 @@ pub struct GroupWrite {
     /// Somebody waits until it is stable: the disks are asked for that right behind its prepares, so
     /// that it takes one round trip. Source: W-9, DESIGN 13.
     pub stable_soon: bool,
+    /// The change of a client that it is. Source: N-3.
+    pub operation: Option<Operation>,
 }
 
 /// Why a change did not happen.
@@ -259,6 +271,8 @@ pub enum WriteError {
     TooBig,
     /// Writes that were answered were lost before they were on the media.
     HeldLost,
+    /// A client sends it again, and whether it was done is not known any more.
+    Forgotten,
 }
 
 /// Why bytes could not be read.

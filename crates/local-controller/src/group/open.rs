@@ -107,12 +107,14 @@ impl Group {
             decided_lengths: vec![0; devices],
             existing: 0,
             ends: Vec::new(),
+            operations: Default::default(),
             pending: VecDeque::new(),
             unstable: VecDeque::new(),
             missed: Vec::new(),
             ahead: BTreeSet::new(),
             ahead_void: Vec::new(),
             local: Local::new(),
+            is_changed: false,
             copies: Vec::new(),
             laid: false,
             dead: None,
@@ -405,6 +407,7 @@ impl Group {
         state.decided_lengths.clone_from(&resolution.lengths);
         state.existing = resolution.existing;
         state.ends.clone_from(&resolution.ends);
+        state.operations.clone_from(&resolution.operations);
         state.last = resolution.ends_at;
         state.decided = resolution.ends_at;
         state.stable = resolution.settled;

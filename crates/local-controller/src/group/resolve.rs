@@ -19,6 +19,7 @@ use std::ops::Bound;
 
 use braid_terms::{PortionIndex, WriteNumber, planted, sometimes};
 use braid_wire::io::{ENDS_MAX, RecordHead, RecordKind, Report};
+use braid_wire::operations::Operations;
 
 use super::images::slot_bit;
 use super::open::is_gone;
@@ -43,6 +44,8 @@ pub struct Resolution {
     pub existing: u32,
     /// The last write of each of the latest grants up to `ends_at`, in order. Source: W-9.
     pub ends: Vec<WriteNumber>,
+    /// The latest changes of clients up to `ends_at`. Source: N-3.
+    pub operations: Operations,
 }
 
 /// Counts of a group.
@@ -134,6 +137,13 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
     let kept = heads.range(..=ends_at).map(|(_, head)| &head.record.ends);
     let told = reports.values().map(|report| &report.ends).chain(kept);
     let ends = ends_with(told, ends_at);
+    // A withdrawn write may still stand where its void record did not arrive.
+    let counts_of = |head: &RecordHead| {
+        let known = heads.get(&head.record.number);
+        head.record.number <= ends_at
+            && known.is_some_and(|known| known.record.kind == head.record.kind)
+    };
+    let operations = operations_of(reports, counts_of, existing, counts);
     Resolution {
         settled: stable,
         ends_at,
@@ -145,7 +155,39 @@ pub fn resolve(reports: &BTreeMap<PortionIndex, Report>, counts: Counts) -> Reso
         lengths,
         existing,
         ends,
+        operations,
     }
+}
+
+/// What the slots together know of the latest changes of clients, with those of their records that count.
+///
+/// A parity slot has a part in every write: one of them that is whole forgot all that is forgotten. Without
+/// one, any k slots together have a part in every write, and what one forgot the others may not have had.
+fn operations_of(
+    reports: &BTreeMap<PortionIndex, Report>,
+    counts_of: impl Fn(&RecordHead) -> bool,
+    existing: u32,
+    counts: Counts,
+) -> Operations {
+    let mut operations = Operations::default();
+    let known: BTreeMap<_, _> = reports
+        .iter()
+        .map(|(slot, report)| {
+            let mut known = report.operations.clone();
+            let records = report.records.iter().filter(|head| counts_of(head));
+            records.for_each(|head| known.take(&head.record));
+            (slot, known)
+        })
+        .collect();
+    known.values().for_each(|known| operations.merge(known));
+    let parity = reports.iter().filter(|(slot, report)| {
+        counts.data <= slot.zero_based()
+            && report.damaged_after.is_none()
+            && !is_gone(report, existing & slot_bit(**slot) != 0, WriteNumber::NONE)
+    });
+    let forgotten = parity.map(|(slot, _)| known[slot].forgotten).min();
+    operations.forgotten = forgotten.unwrap_or(operations.forgotten);
+    operations
 }
 
 /// The newest list of former grants' last writes, with `ends_at` behind it.

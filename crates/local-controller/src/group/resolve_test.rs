@@ -2,6 +2,8 @@
 
 use braid_terms::{DeviceId, GrantNumber, Incarnation, JournalPosition, LayoutGeneration};
 use braid_wire::io::{FileState, Participant, Record};
+use braid_wire::lcc::OperationId;
+use braid_wire::operations::Operation;
 
 use super::*;
 
@@ -26,6 +28,8 @@ pub(super) fn head(number: WriteNumber, prev: WriteNumber, asked: &[(u8, u64)]) 
             lengths: vec![number.sequence * 100],
             existing: 7,
             ends: Vec::new(),
+            operation: None,
+            operations: None,
             changes: Vec::new(),
         },
         position: JournalPosition(1),
@@ -53,6 +57,7 @@ pub(super) fn report(incarnation: u64, stable: WriteNumber, records: Vec<RecordH
         lengths: vec![stable.sequence * 100],
         existing: 7,
         ends: Vec::new(),
+        operations: Operations::default(),
         missed: Vec::new(),
         damaged_after: None,
         synced: JournalPosition(0),
@@ -360,4 +365,32 @@ fn what_a_silent_slot_may_still_have_is_not_judged_without_it() {
     let first = (1, report(10, WriteNumber::NONE, vec![write]));
     let end = judge(vec![first, (3, report(31, WriteNumber::NONE, vec![]))], 1);
     assert_eq!((end.ends_at, end.beyond_tolerance), (WriteNumber::NONE, true));
+}
+
+fn operation(client: u64) -> Operation {
+    Operation { id: OperationId { client, counter: 1 }, answered: 1, at: 0 }
+}
+
+#[test] // Proves: N-3.
+fn the_latest_changes_are_those_of_all_slots_and_of_kept_records() {
+    let mut kept = head(number(1, 3), number(1, 2), &[(1, 10), (3, 30)]);
+    kept.record.operation = Some(operation(3));
+    let mut reports =
+        [report(10, number(1, 2), vec![kept.clone()]), report(30, number(1, 2), vec![kept])];
+    reports[0].operations.note(number(1, 1), operation(1));
+    reports[0].operations.forgotten = number(1, 2);
+    reports[1].operations.note(number(1, 2), operation(2));
+    let [data, parity] = reports;
+    let known = |reports: Vec<(u8, Report)>| {
+        let operations = judge(reports, 1).operations;
+        let clients = operations.done.iter().map(|done| done.operation.id.client);
+        (clients.collect::<Vec<_>>(), operations.forgotten)
+    };
+    let both = known(vec![(1, data.clone()), (3, parity.clone())]);
+    assert_eq!(both, (vec![1, 2, 3], WriteNumber::NONE), "the parity forgot nothing");
+    let without_parity = known(vec![(1, data.clone()), (2, parity.clone())]);
+    assert_eq!(without_parity, (vec![1, 2, 3], number(1, 2)));
+    let gone = Report { files: vec![FileState::Unreadable], ..parity };
+    let with_lost_parity = known(vec![(1, data), (3, gone)]);
+    assert_eq!(with_lost_parity.1, number(1, 2), "what is lost says nothing");
 }

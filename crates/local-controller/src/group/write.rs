@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use super::images::{Images, rows_of, slot_bit};
 use super::row_locks::Rows;
 use super::{
-    Condition, Dead, Group, GroupWrite, Link, Part, Pending, SlotChange, Unstable, WriteError,
+    Condition, Dead, Group, GroupWrite, Link, Part, Pending, Slot, SlotChange, Unstable, WriteError,
 };
 use crate::disks::{CALL_WAIT, DiskUp};
 
@@ -51,12 +51,14 @@ impl Group {
         let lock = self.locks.lock(self.rows_of_change(&change), false);
         let guard = lock.await;
         self.links_ready().await?;
-        let images = self.build(&change).await?;
+        let mut images = self.build(&change).await?;
+        images.operation = change.operation;
         self.may_number().await?;
         if self.lcc()?.is_ending() {
             return Err(WriteError::Unavailable("the local controller ends".into()));
         }
         let lengths = self.lengths_after(&change);
+        self.state.borrow_mut().is_changed = true;
         let submitted = self.submit(RecordKind::Write, images, lengths, Some(guard))?;
         if change.stable_soon {
             self.sync_soon(submitted.0);
@@ -311,6 +313,8 @@ impl Group {
             let mut parts = BTreeMap::new();
             let mut participants = Vec::new();
             let mut existing = state.existing;
+            let is_untold = |slot: &Slot| !slot.knows_ends;
+            let told = state.slots.iter().any(is_untold).then(|| state.operations_to_tell());
             for (place, change) in images.slots.into_iter().enumerate() {
                 let slot = &mut state.slots[place];
                 let changes = !change.changes.is_empty();
@@ -325,7 +329,9 @@ impl Group {
                 participants.push(Participant { slot: slot.index, incarnation });
                 let tells_ends = !std::mem::replace(&mut slot.knows_ends, true);
                 let (prev, create) = (slot.prev, slot.unknown);
-                let part = Part { prev, change, create, tells_ends, promised: None };
+                let joins = !slot.condition.in_sync();
+                let operations = told.as_ref().filter(|_| tells_ends).and_then(|t| t.to(joins));
+                let part = Part { prev, change, create, tells_ends, operations, promised: None };
                 parts.insert(slot.index, part);
                 slot.prev = number;
                 slot.unknown = false;
@@ -338,6 +344,7 @@ impl Group {
                 kind,
                 participants,
                 footprints: images.footprints,
+                operation: images.operation,
                 lengths,
                 existing,
                 parts,
@@ -397,6 +404,8 @@ impl Group {
             lengths: pending.lengths.clone(),
             existing: pending.existing,
             ends: if part.tells_ends { state.ends.clone() } else { Vec::new() },
+            operation: pending.operation.filter(|_| pending.kind == RecordKind::Write),
+            operations: part.operations.clone(),
             changes: match pending.kind {
                 RecordKind::Write => part.change.changes.clone(),
                 _ => Vec::new(),
@@ -538,6 +547,9 @@ impl Group {
                 state.unstable.push_back(Unstable { number: pending.number, positions });
                 state.marks_due = true;
                 let void = pending.kind == RecordKind::Void;
+                if let Some(operation) = pending.operation.filter(|_| !void) {
+                    state.note_done(pending.number, operation);
+                }
                 Self::note_ahead(&mut state, pending.number, void);
                 answers.push((pending.done, pending.locks, pending.number, void));
             }

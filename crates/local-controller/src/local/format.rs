@@ -11,6 +11,7 @@
 //! W-13, S-3, S-6.
 
 use braid_terms::{ClusterId, DeviceId, FactNumber, GroupLayout, ServerId, WriteNumber};
+use braid_wire::operations::Operation;
 use crc_fast::{CrcAlgorithm, Digest};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,8 @@ pub struct Copy {
     pub home: DeviceId,
     /// Where each part of the bytes begins in the device, and its length.
     pub parts: Vec<(u64, u32)>,
+    /// The change of a client that the write is. Source: N-3.
+    pub operation: Option<Operation>,
 }
 
 impl Copy {
@@ -221,6 +224,7 @@ mod tests {
             },
             home: DeviceId(3),
             parts: vec![(10 * sequence, 1), (1000, length - 1)],
+            operation: None,
         }
     }
 

@@ -16,6 +16,9 @@ const SCRIPTS: &[(&str, fn())] = scripts![
     nothing_is_clean_while_a_sweep_is_due,
     what_reached_an_untouched_slot_late_is_not_believed,
     a_number_of_a_leased_range_has_its_owner,
+    a_repeated_directory_operation_is_answered_as_the_first,
+    a_restarted_portion_is_not_believed_alone,
+    a_returning_portion_drops_what_nobody_else_has,
     a_full_disk_makes_no_gap_and_costs_no_fact,
     a_new_global_controller_grants_nothing_that_is_owned,
     a_rotten_block_is_not_passed_on,
@@ -59,7 +62,10 @@ fn check_share(share: usize) {
     let wanted = |planted: &str| only.as_ref().is_none_or(|name| name == planted);
     let all = ALL.iter().enumerate().filter(|(index, _)| index % 2 == share);
     for (_, planted) in all.filter(|(_, planted)| wanted(planted.name)) {
-        let Some(name) = planted.script else { continue };
+        if planted.file != "holes" {
+            continue;
+        }
+        let name = planted.script;
         let script = SCRIPTS.iter().find(|(known, _)| *known == name);
         let (_, script) = script.unwrap_or_else(|| panic!("there is no script {name}"));
         braid_terms::plant(Some(planted.name));
@@ -70,6 +76,6 @@ fn check_share(share: usize) {
     }
     assert!(silent.is_empty(), "these planted bugs are not found: {silent:#?}");
     for (name, _) in SCRIPTS {
-        assert!(ALL.iter().any(|planted| planted.script == Some(*name)), "{name} finds nothing");
+        assert!(ALL.iter().any(|planted| planted.script == *name), "{name} finds nothing");
     }
 }
