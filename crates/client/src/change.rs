@@ -4,27 +4,21 @@
 //! forget others: the lowest of this process that still waits, of the same device; and what tells a
 //! forgotten change from one that was never done: the newest write of the device that was known before
 //! this one was first sent.
-//! Who counts itself as the only writer of a file has seen the size that all see: bytes behind it are left
-//! of a change whose mark a power cut of all servers took. The first change says so.
 //! # Source
-//! N-2, N-3, L2 of `wire::lcc`.
+//! N-3, L2 of `wire::lcc`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use braid_terms::{DeviceId, WriteNumber};
-use braid_wire::lcc::{
-    AttributeChanges, Attributes, DeviceLength, FileChange, FileOp, LccReply, OperationId,
-};
+use braid_wire::lcc::{Attributes, FileChange, FileOp, LccReply, OperationId};
 
 /// Changes of this process that wait for their answers, and what it knows of the devices.
 #[derive(Default)]
 pub struct Changes {
     waiting: RefCell<BTreeMap<DeviceId, BTreeSet<u64>>>,
     newest: RefCell<BTreeMap<DeviceId, WriteNumber>>,
-    /// Of devices that this process alone began to change, and did not yet.
-    settled: RefCell<BTreeMap<DeviceId, DeviceLength>>,
 }
 
 /// A change of a file's device. Whoever asks for it again with this has it done once; it ends with this.
@@ -84,26 +78,6 @@ impl Changes {
         }
     }
 
-    /// Attributes were changed; where it was to count a writer, what they said before is noted.
-    pub fn learn_mark(&self, changes: &AttributeChanges, reply: &LccReply) {
-        let Some(news) = changes.device.filter(|news| news.writers != 0) else { return };
-        self.settled.borrow_mut().remove(&news.device);
-        let is_mark = news.writers == 1 && news.length.is_none() && changes.data.is_none();
-        if let LccReply::Attributes(now) = reply
-            && is_mark
-            && now.writers == 1
-            && now.device().is_some_and(|layout| layout.group() == news.device)
-        {
-            let settled = DeviceLength { number: now.size_number, bytes: now.size };
-            self.settled.borrow_mut().insert(news.device, settled);
-        }
-    }
-
-    /// A change of a device was answered.
-    pub fn changed(&self, device: DeviceId) {
-        self.settled.borrow_mut().remove(&device);
-    }
-
     fn learn_size(&self, attributes: &Attributes) {
         if let Some(layout) = attributes.device() {
             self.learn(layout.group(), attributes.size_number);
@@ -121,7 +95,6 @@ impl Change {
             answered: lowest.unwrap_or(self.operation.counter),
             since: self.since,
             again: self.again.get(),
-            settled: self.of.settled.borrow().get(&self.device).copied(),
         }
     }
 

@@ -343,16 +343,6 @@ impl Reach {
                     let (is_granted, reply) = said(answer.reply);
                     if let Ok(reply) = &reply {
                         self.changes.learn_from(group, reply);
-                        if change.is_some() {
-                            self.changes.changed(group);
-                        }
-                        if let LccRequest::Directory {
-                            op: DirectoryOp::SetAttributes { changes, .. },
-                            ..
-                        } = &*request
-                        {
-                            self.changes.learn_mark(changes, reply);
-                        }
                     }
                     *answered = Some(Answered { place, is_granted });
                     let reply = reply.map_err(|refusal| Error::refused(refusal, what()))?;

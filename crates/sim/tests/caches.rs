@@ -276,8 +276,6 @@ fn copies_of_what_moves_away_from_their_mount_are_taken_back() {
 fn each_planted_bug_is_found() {
     found::each_is_found(&[
         ("N-1/recall-not-waited-for", a_change_is_answered_when_nobody_shows_what_was_before),
-        ("N-1/caches-outlive-their-lease", a_lease_that_is_not_prolonged_ends),
-        ("N-1/new-owner-does-not-wait", a_new_owner_waits_for_copies_of_which_it_does_not_know),
         ("O-6/copies-outlive-a-move", copies_of_what_moves_away_from_their_mount_are_taken_back),
     ]);
 }

@@ -241,50 +241,12 @@ fn a_file_of_which_all_bytes_are_lost_can_be_used() {
     }
 }
 
-/// A power cut takes the mark that a client changes a file, and not all of its bytes (simulator, seed 50377).
-///
-/// 1. A file's record says one block, and counts no writer. Its device has two: the second is of an append
-///    whose answer nobody got, and whose mark is lost.
-/// 2. The owner is gone. A client appends, or writes far behind the end: the block that nobody saw must not
-///    come to sight.
-#[test] // Proves: N-2, W-10.
-fn what_was_behind_the_size_does_not_come_to_sight() {
-    for (seed, at) in [(66, None), (67, Some(12288))] {
-        Script::run(seed, 5, "raid5/2+1", async |script| {
-            let device = device_of(&script, 4, &[1]).await;
-            script.name(&device, 4096, "f").await;
-            script.write(4, &device, 4096, block(2)).await.expect("X owns it");
-            script.stable_everywhere(4, &device).await;
-            script.cluster.kill(4, Role::Lc);
-            let client = script.client();
-            let file = client.open("/f").await.expect("it is there");
-            assert_eq!(file.size().await.expect("it can be looked at"), 4096);
-            let written = match at {
-                None => file.append(block(3).into()).await.expect("it is appended"),
-                Some(at) => {
-                    file.write(at, block(3).into()).await.expect("it is written");
-                    at
-                }
-            };
-            assert_eq!(written, at.unwrap_or(4096));
-            file.sync().await.expect("all can sync");
-            let mut expected = block(1);
-            expected.resize(usize::try_from(written).expect("a short file"), 0);
-            expected.extend(block(3));
-            let read = client.get_bytes("/f").await.expect("it can be read");
-            assert!(read == expected, "{} bytes", read.len());
-            script.cluster.start_process(4, Role::Lc);
-        });
-    }
-}
-
 /// Rules that these scripts guard, taken out: the script must fail.
-#[test] // Proves: N-2, W-9, S-3.
+#[test] // Proves: W-9, S-3.
 fn each_planted_bug_is_found() {
     found::each_is_found(&[
         ("W-9/loss-is-not-told", hole_21_a_sync_says_that_answered_writes_are_lost),
         ("W-9/loss-is-not-told", a_sync_says_that_the_removal_of_a_directory_is_lost),
-        ("N-2/what-no-size-showed-comes-to-sight", what_was_behind_the_size_does_not_come_to_sight),
         ("S-3/synced-without-a-sync", hole_21_a_sync_says_that_answered_writes_are_lost),
         ("W-9/what-was-lost-is-shown", an_owner_does_not_show_what_restarted_portions_lost),
     ]);

@@ -21,7 +21,7 @@ fn is_prepare(seen: &Seen, from: u32, to: u32) -> bool {
 /// The only change of a client.
 fn change_of(client: u64, again: bool) -> FileChange {
     let operation = OperationId { client, counter: 1 };
-    FileChange { operation, answered: 1, since: WriteNumber::NONE, again, settled: None }
+    FileChange { operation, answered: 1, since: WriteNumber::NONE, again }
 }
 
 fn write_op(device: &GroupLayout, at: u64, append: bool) -> FileOp {

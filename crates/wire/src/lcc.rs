@@ -43,7 +43,6 @@ impl Service for Lcc {
 
 /// A request to an LCC.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[expect(clippy::large_enum_variant, reason = "one lives at a time, and most are the large one")]
 pub enum LccRequest {
     /// Layouts for new devices that this LCC owns from the start. Answer: `Layouts`. Source: O-2.
     NewDevices {
@@ -217,8 +216,6 @@ pub struct FileChange {
     pub since: WriteNumber,
     /// It was sent before, and may have been done.
     pub again: bool,
-    /// What the file's record said when its client, alone, began to change the device. Source: N-2.
-    pub settled: Option<DeviceLength>,
 }
 
 /// What a directory entry names.

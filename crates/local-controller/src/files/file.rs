@@ -14,9 +14,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use braid_env::Payload;
-use braid_terms::{
-    AckMode, BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX, WriteNumber, sometimes,
-};
+use braid_terms::{AckMode, BLOCK_SIZE, DeviceId, GroupLayout, REQUEST_BYTES_MAX, WriteNumber};
 use braid_wire::lcc::{
     DeviceLength, FileChange, FileOp, LccRefusal, LccReply, OperationId, PARTS_MAX,
 };
@@ -73,7 +71,7 @@ impl FileDevices {
         match op {
             FileOp::Write { at, home, fresh, stable, append, ack } => {
                 let group = self.to_change(layout, home, fresh).await?;
-                if let Some(done) = self.begin_change(&group, change.as_ref()).await? {
+                if let Some(done) = repeated(&group, change.as_ref()).await? {
                     if stable {
                         group.stable(done.number).await.map_err(write_refusal)?;
                     }
@@ -86,7 +84,7 @@ impl FileDevices {
             FileOp::WriteMany { parts, home, fresh, ack } => {
                 let writes = cut(&parts, payload)?;
                 let group = self.to_change(layout, home, fresh).await?;
-                if let Some(done) = self.begin_change(&group, change.as_ref()).await? {
+                if let Some(done) = repeated(&group, change.as_ref()).await? {
                     return written_before(&group, &done);
                 }
                 let turn = self.turn(&group);
@@ -99,7 +97,7 @@ impl FileDevices {
             }
             FileOp::Truncate { length, home } => {
                 let group = self.to_change(layout, home, false).await?;
-                if let Some(done) = self.begin_change(&group, change.as_ref()).await? {
+                if let Some(done) = repeated(&group, change.as_ref()).await? {
                     return changed_before(&group, &done);
                 }
                 let turn = self.turn(&group);
@@ -118,7 +116,7 @@ impl FileDevices {
             FileOp::Punch { at, length } => {
                 let group = self.group(layout).await?;
                 group.check_no_copies().map_err(write_refusal)?;
-                if let Some(done) = self.begin_change(&group, change.as_ref()).await? {
+                if let Some(done) = repeated(&group, change.as_ref()).await? {
                     return changed_before(&group, &done);
                 }
                 let turn = self.turn(&group);
@@ -225,29 +223,6 @@ impl FileDevices {
         group.map_err(own_refusal)
     }
 
-    /// What a change did that was sent before, if it was done; else what it must not meet is gone.
-    async fn begin_change(
-        &self,
-        group: &Rc<Group>,
-        change: Option<&FileChange>,
-    ) -> Result<Option<Done>, LccRefusal> {
-        let Some(change) = change else { return Ok(None) };
-        let done = group.repeated(change).await.map_err(write_refusal)?;
-        if done.is_some() {
-            group.check_lease().map_err(read_refusal)?;
-            return Ok(done);
-        }
-        if let Some(settled) = change.settled.filter(|settled| group.has_unseen(*settled)) {
-            let turn = self.turn(group);
-            let _alone = turn.write().await;
-            if group.has_unseen(settled) {
-                sometimes!("N-2: bytes that no size had shown were cut off");
-                set_length(group, settled.bytes, None).await?;
-            }
-        }
-        Ok(None)
-    }
-
     /// The order of changes of a device.
     fn turn(&self, group: &Group) -> Rc<RwLock<()>> {
         let mut turns = self.turns.borrow_mut();
@@ -305,6 +280,19 @@ impl Drop for Repeat<'_> {
             all.remove(&self.id);
         }
     }
+}
+
+/// What a change did that was sent before, if it was done.
+async fn repeated(
+    group: &Rc<Group>,
+    change: Option<&FileChange>,
+) -> Result<Option<Done>, LccRefusal> {
+    let Some(change) = change else { return Ok(None) };
+    let done = group.repeated(change).await.map_err(write_refusal)?;
+    if done.is_some() {
+        group.check_lease().map_err(read_refusal)?;
+    }
+    Ok(done)
 }
 
 /// What a record says of the change; its bytes go to `at`.

@@ -95,8 +95,6 @@ pub(crate) struct State {
     pub ahead_void: Vec<WriteNumber>,
     /// Its busy period, in which writes are answered from the local journal.
     pub local: Local,
-    /// Something was written under this grant.
-    pub is_changed: bool,
     /// Open facts about local journals, as told at the open, and whose.
     pub copies: Vec<(FactNumber, ServerId)>,
     /// Ends of former grants went up, and the slots were not told.

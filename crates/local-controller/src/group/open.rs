@@ -114,7 +114,6 @@ impl Group {
             ahead: BTreeSet::new(),
             ahead_void: Vec::new(),
             local: Local::new(),
-            is_changed: false,
             copies: Vec::new(),
             laid: false,
             dead: None,

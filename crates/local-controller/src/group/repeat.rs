@@ -1,4 +1,4 @@
-//! Changes of clients that are sent again, answered from what was done; and what changes left behind.
+//! Changes of clients that are sent again, answered from what was done.
 //! # Theory
 //! See `braid_wire::operations`: records name the changes that they are, so the portions tell a new
 //! owner, and the owner itself remembers more of its own than a slot keeps. No message is sent for it.
@@ -8,14 +8,11 @@
 //! under way           when it is decided
 //! none of these       done now, unless it was sent before and might be among those forgotten
 //! ```
-//! A power cut of the site may take the mark that a client was changing a file, and leave its bytes behind
-//! the size that the file's record says. Nobody was promised them. The first change that a client makes who
-//! found the record without writers says so, and they are cut off: else they would come to sight late.
 //! # Source
-//! N-2, N-3, L2 of `wire::lcc`.
+//! N-3, L2 of `wire::lcc`.
 
 use braid_terms::{WriteNumber, planted, sometimes};
-use braid_wire::lcc::{DeviceLength, FileChange};
+use braid_wire::lcc::FileChange;
 use braid_wire::operations::{Done, OPERATIONS_MAX, Operation, Operations};
 
 use super::{Group, State, WriteError};
@@ -55,16 +52,6 @@ impl State {
 }
 
 impl Group {
-    /// Whether bytes lie behind the end that the file's record told when no writer was counted, and that
-    /// nobody wrote under this grant. Source: N-2.
-    pub(crate) fn has_unseen(&self, settled: DeviceLength) -> bool {
-        let state = self.state.borrow();
-        // What was written before the size was told is in it.
-        let is_later = state.ends.last().is_some_and(|end| settled.number < *end);
-        let is_unseen = !state.is_changed && is_later && settled.bytes < state.lengths[0];
-        is_unseen && !planted!("N-2/what-no-size-showed-comes-to-sight")
-    }
-
     /// What became of a change, if anything; waits until that is decided.
     ///
     /// Errors: `Forgotten` where it may have been done and is not to be done again; `LostOwnership`.

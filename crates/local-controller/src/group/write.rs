@@ -58,7 +58,6 @@ impl Group {
             return Err(WriteError::Unavailable("the local controller ends".into()));
         }
         let lengths = self.lengths_after(&change);
-        self.state.borrow_mut().is_changed = true;
         let submitted = self.submit(RecordKind::Write, images, lengths, Some(guard))?;
         if change.stable_soon {
             self.sync_soon(submitted.0);
