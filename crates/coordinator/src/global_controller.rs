@@ -679,7 +679,3 @@ const SWEEPS_MAX: usize = 16;
 #[cfg(test)]
 #[path = "global_controller_test.rs"]
 mod test;
-
-#[cfg(test)]
-#[path = "ownership_model.rs"]
-mod model;
