@@ -22,7 +22,7 @@ use std::time::Duration;
 use braid_env::{Env, Moment};
 use braid_terms::{
     ClusterId, ClusterMap, DataType, DeviceId, DiskId, Fact, FactKind, FactNumber, GrantNumber,
-    GroupLayout, Incarnation, LEASE_MS, LayoutGeneration, LccId, PolicyQuestion, ServerId,
+    GroupLayout, Incarnation, LayoutGeneration, LccId, PolicyQuestion, ServerId,
 };
 use braid_wire::coordinator::{
     CoordinatorRefusal, CoordinatorReply, CoordinatorRequest, FactRefusal, LiveDisk,
@@ -280,11 +280,11 @@ impl Lcc {
         self.lease_valid() && !self.live_disks.borrow().contains_key(&disk)
     }
 
-    /// Whether that has been so for longer than any lease: a global controller that is new has heard of
-    /// all that live.
-    pub(crate) fn is_long_dead(&self, disk: DiskId) -> bool {
+    /// Whether that has been so for a time. For longer than any lease, a global controller that is new
+    /// has heard of all that live.
+    pub(crate) fn is_dead_for(&self, disk: DiskId, span: Duration) -> bool {
         let since = self.absent_disks.borrow().get(&disk).copied();
-        self.is_dead(disk) && since.is_some_and(|since| LONG_DEAD <= self.env.now() - since)
+        self.is_dead(disk) && since.is_some_and(|since| span <= self.env.now() - since)
     }
 
     /// Whether the disks of a group have room for more than removals, as last told.
@@ -1119,9 +1119,6 @@ const ASK_PAUSE: Duration = Duration::from_millis(50);
 /// A busy period ends when nothing was written for so long: who writes now and then records no fact
 /// each time.
 const BUSY_PAUSE: Duration = Duration::from_secs(2);
-
-/// A disk whose I/O server held no lease for so long is gone, whoever the global controller is.
-const LONG_DEAD: Duration = Duration::from_millis(LEASE_MS);
 
 /// Longest wait for an owner, a grant or an open.
 const ACQUIRE_WAIT: Duration = Duration::from_secs(10);

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use braid_raid::{Code, Geometry};
 use braid_terms::{
-    DeviceId, Fact, FactKind, GrantNumber, GroupLayout, PortionIndex, WriteNumber, planted,
-    sometimes,
+    DeviceId, Fact, FactKind, GrantNumber, GroupLayout, LEASE_MS, PortionIndex, WriteNumber,
+    planted, sometimes,
 };
 use braid_wire::io::{FileState, Missed, RecordKind, Report};
 use futures_util::StreamExt;
@@ -279,15 +279,16 @@ impl Group {
             // It is alive, and may be the only one with an answered write that the others lost.
             let wakes_up = now < not_ready_window && !not_ready.borrow().is_empty();
             // A new global controller has not heard all disks: who is alive says so within a moment.
-            let is_long_dead =
-                |slot| self.lcc().is_ok_and(|lcc| lcc.is_long_dead(self.layout.disk(slot)));
-            let all_gone = silent.iter().all(|slot| is_long_dead(*slot));
-            let is_told = (answer_window <= now || all_gone) && !may_return;
+            let are_gone_for = |span| {
+                let is_gone = |lcc: &Lcc, slot| lcc.is_dead_for(self.layout.disk(slot), span);
+                self.lcc().is_ok_and(|lcc| silent.iter().all(|slot| is_gone(&lcc, *slot)))
+            };
+            let is_told = (answer_window <= now || are_gone_for(LONG_DEAD)) && !may_return;
             let waited = !wakes_up && (window <= now || is_told);
-            // Those that were restarted may all lack the same answered write, and say nothing of it. One
-            // that is alive is waited for; with those that are gone, too many would have lost it.
+            // Those that were restarted may all lack the same answered write, and say nothing of it: the
+            // others are waited for, by the first group that is opened or since they are gone.
             let vouched = not_ready_window <= now
-                || all_gone
+                || are_gone_for(NOT_READY_WINDOW)
                 || self.geometry.data() <= reports.len() - restarted(&reports)
                 || planted!("W-6/restarted-portions-are-believed")
                 || planted!("W-6/the-silent-are-not-waited-for");
@@ -477,6 +478,9 @@ fn newest_layout(hint: GroupLayout, facts: &[Fact]) -> GroupLayout {
 
 /// An I/O server that is alive answers within this, if only that it waits for its lease.
 const ANSWER_WINDOW: Duration = Duration::from_millis(200);
+
+/// A disk whose I/O server held no lease for so long is gone, whoever the global controller is.
+const LONG_DEAD: Duration = Duration::from_millis(LEASE_MS);
 
 /// How soon a slot that did not answer is asked again, and what is known is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(30);
