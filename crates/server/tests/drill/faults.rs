@@ -286,9 +286,7 @@ fn flip_bits(
             found.strip_suffix(" bad").and_then(|line| line.rsplit(' ').next()?.parse().ok());
         let first: u64 = *first.get_or_insert(found.unwrap_or(0));
         if found == Some(0) && world.status()["scrub"]["bad_blocks"] == 0 {
-            return Ok(format!(
-                "server {server}: {flipped} bits, {first} found by the first scrub"
-            ));
+            return Ok(format!("server {server}: {flipped} bits, {first} left by the first scrub"));
         }
         pause(500);
     }
