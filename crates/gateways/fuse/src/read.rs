@@ -374,7 +374,7 @@ impl<S: Store> Vfs<S> {
 
     /// At most a request's bytes of a device, without waiting for a lost cluster.
     async fn fetch_once(&self, layout: &GroupLayout, from: u64, to: u64) -> Outcome<Bytes> {
-        let outcome = self.store.file(layout, read_op(from, to), Payload::empty()).await;
+        let outcome = self.store.file(layout, read_op(from, to), None, Payload::empty()).await;
         bytes_read(outcome.map_err(|error| of_store(&error)))
     }
 }
