@@ -18,7 +18,10 @@ cargo xtask COMMAND
   rules            which numbered rules have code and tests; fails on a rule with neither
   wire             writes the message tables of docs/wire.md anew from the types
   sim [ARGS]       the simulator: --seeds N, --seed S, ... (see `cargo xtask sim --help`)
-  drill [ARGS]     real processes die under clients: --minutes N (10), --seed S, --out FILE
+  drill [ARGS]     real processes die, are cut off and rot under clients that remember every byte:
+                   --minutes N (10), --seed S, --out FILE (target/drill/SEED.md), --only WORD,WORD
+                   (faults by name), --no-limits (long stalls are told, and are no failure),
+                   --no-mount (no client has a mount)
   posix [--quick] [WORD...]
                    what others' suites and programs say of the mount; with words only those scripts
                    of xtask/posix whose names have one of them
@@ -76,27 +79,46 @@ fn ci() -> Result<(), String> {
 
 /// Errors: bad arguments; what the drill found.
 fn drill(arguments: &[&str]) -> Result<(), String> {
-    let value = |name: &str| {
-        let at = arguments.iter().position(|argument| *argument == name)?;
-        arguments.get(at + 1).copied()
-    };
-    let minutes: f64 = match value("--minutes").unwrap_or("10").parse() {
-        Ok(minutes) if minutes > 0.0 && minutes < 1e6 => minutes,
-        _ => return Err("--minutes takes a number".to_owned()),
-    };
-    let report = root().join(value("--out").unwrap_or("target/drill-report.md"));
+    let (mut minutes, mut seed) = (10.0_f64, u64::from(std::process::id()));
+    let (mut out, mut only, mut has_limits, mut has_mount) = (None, String::new(), true, true);
+    let mut rest = arguments.iter();
+    while let Some(name) = rest.next() {
+        let mut value = || rest.next().ok_or_else(|| format!("{name} takes a value"));
+        match *name {
+            "--minutes" => match value()?.parse() {
+                Ok(number) if number > 0.0 && number < 1e6 => minutes = number,
+                _ => return Err("--minutes takes a number".to_owned()),
+            },
+            "--seed" => {
+                seed = value()?.parse().map_err(|_| "--seed takes a number".to_owned())?;
+            }
+            "--out" => out = Some(root().join(value()?)),
+            "--only" => only = (*value()?).to_owned(),
+            "--no-limits" => has_limits = false,
+            "--no-mount" => has_mount = false,
+            other => return Err(format!("{other} is no option of drill; see `cargo xtask`")),
+        }
+    }
+    let report = out.unwrap_or_else(|| root().join(format!("target/drill/{seed}.md")));
     let mut command = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
     command.args(["test", "--release", "--package", "braid", "--test", "drill", "--"]);
     command.arg("--nocapture").current_dir(root());
     command.env("BRAID_DRILL_SECONDS", format!("{:.0}", (minutes * 60.0).max(1.0)));
     command.env("BRAID_DRILL_REPORT", &report);
-    if let Some(seed) = value("--seed") {
-        seed.parse::<u64>().map_err(|_| "--seed takes a number".to_owned())?;
-        command.env("BRAID_DRILL_SEED", seed);
+    command.env("BRAID_DRILL_SEED", seed.to_string());
+    command.env("BRAID_DRILL_ONLY", only);
+    if has_limits {
+        command.env("BRAID_DRILL_LIMITS", "1");
+    }
+    if has_mount {
+        command.env("BRAID_DRILL_MOUNT", "1");
     }
     let status = command.status().map_err(|error| format!("cargo cannot be started: {error}"))?;
     println!("report: {}", report.display());
-    if status.success() { Ok(()) } else { Err("the drill found something".to_owned()) }
+    if status.success() {
+        return Ok(());
+    }
+    Err(format!("the drill found something; again with `cargo xtask drill --seed {seed}`"))
 }
 
 fn fix() -> Result<(), String> {

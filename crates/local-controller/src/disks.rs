@@ -20,7 +20,7 @@ use braid_wire::coordinator::LiveDisk;
 use braid_wire::io::{GroupMarks, Io, IoReply, IoRequest};
 use braid_wire::rpc::{Client, ClientOptions, Hello, Peer, Role};
 use tokio::sync::{Mutex, Notify};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// An I/O server as it answers now.
 #[derive(Clone)]
@@ -37,6 +37,8 @@ pub struct DiskLink {
     pub disk: DiskId,
     up: RefCell<Option<DiskUp>>,
     connecting: Mutex<()>,
+    /// When it could not be reached last.
+    failed: Cell<Option<Instant>>,
     /// Positions up to here are on the medium, of that incarnation.
     synced: Cell<(Incarnation, JournalPosition)>,
     /// Who answered when it was last looked for a restart; 0 before.
@@ -101,6 +103,7 @@ impl Disks {
                 disk,
                 up: RefCell::default(),
                 connecting: Mutex::new(()),
+                failed: Cell::default(),
                 synced: Cell::default(),
                 seen: Cell::default(),
                 moved: Notify::new(),
@@ -124,9 +127,15 @@ impl Disks {
         if let Some(up) = link.up() {
             return Some(up);
         }
+        let called = Instant::now();
         let _one = link.connecting.lock().await;
         if let Some(up) = link.up() {
             return Some(up);
+        }
+        // What failed while we waited was our attempt, too: else all groups of a machine that died
+        // without a word would wait for it one after the other.
+        if link.failed.get().is_some_and(|failed| called < failed) {
+            return None;
         }
         let address = self.addresses.borrow().get(&disk).copied()?;
         let near = self.sockets.get(&disk).cloned().map(Address::Unix);
@@ -138,7 +147,10 @@ impl Disks {
             }
             self.try_connect(disk, Address::Tcp(address)).await
         };
-        let up = timeout(CONNECT_WAIT, connecting).await.ok()??;
+        let Some(up) = timeout(CONNECT_WAIT, connecting).await.ok().flatten() else {
+            link.failed.set(Some(Instant::now()));
+            return None;
+        };
         if link.seen.get() == Incarnation(0) {
             link.seen.set(up.incarnation);
         }
@@ -270,6 +282,11 @@ impl Disks {
 }
 
 impl DiskLink {
+    /// Whether it could not be reached a moment ago.
+    pub fn failed_lately(&self) -> bool {
+        self.failed.get().is_some_and(|failed| failed.elapsed() < FAILED_LATELY)
+    }
+
     /// The I/O server, if it is connected.
     pub fn up(&self) -> Option<DiskUp> {
         let mut up = self.up.borrow_mut();
@@ -299,6 +316,9 @@ impl DiskLink {
 
 /// Longest wait for a connection and its first answer.
 const CONNECT_WAIT: Duration = Duration::from_millis(400);
+
+/// How long who could not be reached is not tried again, where it holds no lease either.
+const FAILED_LATELY: Duration = Duration::from_secs(1);
 
 /// An I/O server that owes an answer is asked for a sign of life after so long.
 const PING_AFTER: Duration = Duration::from_millis(500);

@@ -283,6 +283,9 @@ pub struct Up {
     /// Return when the cluster is healthy
     #[arg(long)]
     pub detach: bool,
+    /// Make the folder of a new cluster and start nothing: `braid serve` starts each server
+    #[arg(long, hide = true)]
+    pub only_make: bool,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -88,13 +88,19 @@ impl ServerFile {
         self.member.iter().map(|member| member.address).collect()
     }
 
-    /// The Unix sockets of all I/O servers of that cluster whose servers have their folders here.
-    pub fn io_sockets(folder: &Path, cluster: ClusterId) -> BTreeMap<DiskId, PathBuf> {
+    /// The Unix sockets of all I/O servers of that cluster whose servers have their folders here;
+    /// with an address only of those that have the same, for folders may be shared by machines.
+    pub fn io_sockets(
+        folder: &Path,
+        cluster: ClusterId,
+        here: Option<IpAddr>,
+    ) -> BTreeMap<DiskId, PathBuf> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let mut sockets = BTreeMap::new();
         for server in entries.map(|entry| entry.path()) {
             let Ok(file) = Self::read(&server) else { continue };
-            if file.cluster_id() == Ok(cluster) {
+            let is_here = here.is_none_or(|here| file.lc.ip() == here);
+            if is_here && file.cluster_id() == Ok(cluster) {
                 let own = file.disk.iter();
                 sockets.extend(own.map(|d| (DiskId(d.id), Self::io_socket(&server, d.id))));
             }

@@ -134,7 +134,7 @@ async fn io(env: Env, folder: &Path, file: &ServerFile, disk: u32) -> Result<(),
 
 async fn lc(env: Env, folder: &Path, file: &ServerFile, threads: Threads) -> Result<(), String> {
     let here = folder.parent().unwrap_or(folder);
-    let sockets = ServerFile::io_sockets(here, file.cluster_id()?);
+    let sockets = ServerFile::io_sockets(here, file.cluster_id()?, Some(file.lc.ip()));
     let local = folder.join("local");
     std::fs::create_dir_all(&local).map_err(|error| format!("{}: {error}", local.display()))?;
     let shutdown = Rc::new(Notify::new());

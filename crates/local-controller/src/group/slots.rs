@@ -204,9 +204,12 @@ impl Group {
     /// Opens one slot under our grant.
     pub(crate) async fn open_slot(&self, slot: PortionIndex) -> Opened {
         let Ok(lcc) = self.lcc() else { return Opened::Fenced };
-        let Some(up) = lcc.disks.connect(self.layout.disk(slot)).await else {
+        let disk = self.layout.disk(slot);
+        // Each group would find out again, and wait for it.
+        if lcc.is_dead(disk) && lcc.disks.link(disk).failed_lately() {
             return Opened::Silent;
-        };
+        }
+        let Some(up) = lcc.disks.connect(disk).await else { return Opened::Silent };
         let absent = self.state.borrow().absent();
         let request = IoRequest::Open(Box::new(Open {
             fence: Fence { incarnation: Incarnation(0), ..self.fence(slot, &up) },

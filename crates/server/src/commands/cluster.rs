@@ -32,6 +32,10 @@ const DOWN_WAIT: Duration = Duration::from_secs(60);
 pub fn up(up: &Up) -> Outcome {
     machine::run(async {
         let env = machine::env(Default::default());
+        if up.only_make {
+            make(&env, up).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let started = Instant::now();
         start(&env, up).await?;
         let file = super::read_cluster_file(&up.dir.join("client.toml"))?;

@@ -52,6 +52,7 @@ pub fn run(demo: &Demo) -> Outcome {
             port_base: free_ports(&env)?,
             no_gateways: true,
             detach: true,
+            only_make: false,
         };
         fs::create_dir_all(&folder)?;
         let result = tokio::select! {

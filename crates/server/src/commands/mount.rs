@@ -47,7 +47,7 @@ pub fn run(global: &Global, mount: &Mount) -> Outcome {
     }
     // Servers of this machine have cheaper sockets.
     let here = cluster_file.parent().unwrap_or(Path::new("."));
-    let io_sockets = ServerFile::io_sockets(here, read_cluster_file(&cluster_file)?.cluster);
+    let io_sockets = ServerFile::io_sockets(here, read_cluster_file(&cluster_file)?.cluster, None);
     let options = MountOptions {
         io_sockets,
         cluster_file,
