@@ -1,4 +1,5 @@
-# fsx: random reads, writes, mappings, cuts, punches, copies; each read is compared.
+# fsx: random reads, writes, mappings, cuts, punches, copies; each read is compared. Few by mappings: fsx
+# 0.3.2 never ends those, and a process has 65,530.
 . "$TOOLS/common.sh"
 need fsx "cargo install fsx"
 make_config() {
@@ -10,7 +11,7 @@ max = $2
 close_open = 1
 read = 10
 write = 10
-mapread = 10
+mapread = 2
 mapwrite = 10
 invalidate = 1
 truncate = 5
