@@ -58,7 +58,7 @@ impl Settings {
         let number = |name, usual| value(name).and_then(|text| text.parse().ok()).unwrap_or(usual);
         let words = value("ONLY").unwrap_or_default();
         Self {
-            time: Duration::from_secs(number("SECONDS", 25)),
+            time: Duration::from_secs(number("SECONDS", 12)),
             seed: number("SEED", u64::from(std::process::id())),
             report: value("REPORT").map(PathBuf::from),
             words: words.split(',').filter(|w| !w.is_empty()).map(str::to_owned).collect(),
