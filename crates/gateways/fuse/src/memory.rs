@@ -65,6 +65,8 @@ struct Device {
     length: u64,
     /// Counts the changes.
     number: WriteNumber,
+    /// It has changes that nobody waited to be stable for.
+    is_unstable: bool,
 }
 
 const PIECE: u64 = 64 << 10;
@@ -114,6 +116,12 @@ impl MemoryStore {
     /// Reads of devices so far.
     pub fn reads(&self) -> u64 {
         self.shared.reads.load(Ordering::Relaxed)
+    }
+
+    /// Devices with changes that are not stable: what a power cut of the site could take.
+    pub fn unstable(&self) -> usize {
+        let inner = self.shared.inner.lock().expect("no holder panics");
+        inner.devices.values().filter(|device| device.is_unstable).count()
     }
 
     /// Devices that have bytes, and records of all directories: what a removal must bring down.
@@ -736,6 +744,15 @@ fn removed(entry: Option<DirectoryEntry>, attributes: Option<Box<Attributes>>) -
 
 impl Device {
     fn file(&mut self, op: FileOp, payload: &Payload) -> (LccReply, Bytes) {
+        match &op {
+            // A stable write is so with all before it.
+            FileOp::Write { stable, .. } => self.is_unstable = !stable,
+            FileOp::WriteMany { .. } | FileOp::Truncate { .. } | FileOp::Punch { .. } => {
+                self.is_unstable = true;
+            }
+            FileOp::Sync { .. } => self.is_unstable = false,
+            _ => {}
+        }
         let reply = match op {
             FileOp::Write { mut at, append, .. } => {
                 at = if append { self.length } else { at };

@@ -25,6 +25,9 @@ macro_rules! mount {
     };
 }
 
+const O_DSYNC: i32 = 0o10000;
+const O_SYNC: i32 = 0o4_010_000;
+
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + at / 251) as u8).collect()
 }
@@ -83,6 +86,38 @@ fn a_file_without_a_name_takes_room_and_grows() {
     expect[100_000..100_005].copy_from_slice(b"waits");
     expect.resize(400_000, 0);
     assert!(bytes == expect, "nothing is lost, and zeros follow");
+}
+
+#[test] // Proves: W-9.
+fn what_is_synced_is_stable() {
+    mount!(store, mount);
+    let path = mount.path("file");
+    let file = File::create_new(&path).expect("it is made");
+    let fill = |place: u64| file.write_all_at(&[1; 5000], place).expect("it is written");
+    fill(0);
+    file.sync_all().expect("it is synced");
+    assert_eq!(store.unstable(), 0, "fsync");
+    // Many runs go together, and by more than one flight.
+    (0..400).for_each(|at| fill(at << 18));
+    file.sync_data().expect("it is synced");
+    assert_eq!(store.unstable(), 0, "fdatasync of many places");
+    let open = |flags: i32| {
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(flags).open(&path).expect("it opens")
+    };
+    for (flags, name) in [(O_DSYNC, "O_DSYNC"), (O_SYNC, "O_SYNC")] {
+        let synced = open(flags);
+        for at in [0, 7 << 20, 200 << 20] {
+            synced.write_all_at(&[2; 4096], at).expect("it is written");
+            assert_eq!(store.unstable(), 0, "{name} at {at}");
+        }
+    }
+    let plain = open(0);
+    plain.write_all_at(&[3; 4096], 0).expect("it is written");
+    drop(plain);
+    assert_eq!(store.unstable(), 1, "a close is no sync");
+    open(O_DSYNC).write_all_at(&[4; 4096], 9 << 20).expect("it is written");
+    assert_eq!(store.unstable(), 0, "what was held before is stable, too");
 }
 
 #[test]
@@ -541,7 +576,6 @@ fn shared_and_private_mappings() {
 #[test]
 fn direct_and_synced_writes() {
     mount!(_store, mount);
-    const O_DSYNC: i32 = 0o10000;
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)

@@ -48,7 +48,7 @@ pub(super) enum Miss {
 }
 
 /// What a slot says.
-pub(super) enum Told {
+pub(super) enum SlotReply {
     Silent,
     /// Nothing was ever written there.
     Nothing,
@@ -352,17 +352,17 @@ impl Group {
             IoRequest::Read(Box::new(Read { fence, decided, ranges }))
         };
         Ok(match self.ask_slot(slot, request).await? {
-            Told::Silent => Err(Miss::Silent),
-            Told::Nothing => {
+            SlotReply::Silent => Err(Miss::Silent),
+            SlotReply::Nothing => {
                 let zeros = |(_, rows): &(u8, Range<u64>)| Run {
                     first: rows.start,
                     bytes: zeros(count(rows)),
                 };
                 Ok(runs.iter().map(zeros).collect())
             }
-            Told::Unreadable => Err(Miss::Bad(runs[0].1.clone().collect())),
-            Told::Blocks(crcs, payload) => verify_all(runs, &crcs, payload),
-            Told::Sought(..) => Err(Miss::Silent),
+            SlotReply::Unreadable => Err(Miss::Bad(runs[0].1.clone().collect())),
+            SlotReply::Blocks(crcs, payload) => verify_all(runs, &crcs, payload),
+            SlotReply::Sought(..) => Err(Miss::Silent),
         })
     }
 
@@ -371,7 +371,7 @@ impl Group {
         self: &Rc<Self>,
         slot: PortionIndex,
         request: impl Fn(Fence, WriteNumber) -> IoRequest,
-    ) -> Result<Told, ReadError> {
+    ) -> Result<SlotReply, ReadError> {
         for _ in 0..READ_TRIES {
             self.touch(slot).await;
             let (up, decided, unknown) = {
@@ -381,13 +381,13 @@ impl Group {
                 }
                 let found = state.slot(slot);
                 if !found.condition.in_sync() {
-                    return Ok(Told::Silent);
+                    return Ok(SlotReply::Silent);
                 }
                 if !found.seen {
                     let disk = found.disk;
                     drop(state);
                     self.look_again(slot, disk);
-                    return Ok(Told::Silent);
+                    return Ok(SlotReply::Silent);
                 }
                 let unknown = found.prev == Default::default();
                 match &found.link {
@@ -404,7 +404,7 @@ impl Group {
                 }
             };
             if unknown {
-                return Ok(Told::Nothing);
+                return Ok(SlotReply::Nothing);
             }
             let Some(up) = up else {
                 self.open_or_wait(slot).await;
@@ -413,10 +413,10 @@ impl Group {
             let request = request(self.fence(slot, &up), decided);
             match up.client.call(&request, Payload::empty(), CALL_WAIT).await {
                 Ok((Ok(IoReply::Blocks { crcs }), payload)) => {
-                    return Ok(Told::Blocks(crcs, payload));
+                    return Ok(SlotReply::Blocks(crcs, payload));
                 }
                 Ok((Ok(IoReply::Sought { at, found }), _)) => {
-                    return Ok(Told::Sought(at, found));
+                    return Ok(SlotReply::Sought(at, found));
                 }
                 Ok((Err(IoRefusal::Fenced { .. }), _)) => {
                     self.kill(Dead::LostOwnership);
@@ -424,7 +424,7 @@ impl Group {
                 }
                 Ok((Err(IoRefusal::Unreadable { reason }), _)) => {
                     tracing::warn!(group = %self.layout.group(), %slot, %reason, "cannot be read");
-                    return Ok(Told::Unreadable);
+                    return Ok(SlotReply::Unreadable);
                 }
                 answer => {
                     tracing::debug!(group = %self.layout.group(), %slot, ?answer, "no blocks");
@@ -432,7 +432,7 @@ impl Group {
                 }
             }
         }
-        Ok(Told::Silent)
+        Ok(SlotReply::Silent)
     }
 
     /// Opens a slot that a clean open left out. Source: O-8.

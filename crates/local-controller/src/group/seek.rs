@@ -16,7 +16,7 @@ use std::rc::Rc;
 use braid_terms::BLOCK_SIZE;
 use braid_wire::io::{IoRequest, Seek};
 
-use super::read::Told;
+use super::read::SlotReply;
 use super::{Group, ReadError};
 
 impl Group {
@@ -79,11 +79,13 @@ impl Group {
                     IoRequest::Seek(Box::new(seek))
                 };
                 match self.ask_slot(slot, request).await? {
-                    Told::Nothing => return Ok(place(from).filter(|_| hole)),
-                    Told::Sought(row, true) => return Ok(place(row)),
-                    Told::Sought(u64::MAX, false) => return Ok(None),
-                    Told::Sought(row, false) => from = from.max(row),
-                    Told::Silent | Told::Unreadable | Told::Blocks(..) => continue 'slots,
+                    SlotReply::Nothing => return Ok(place(from).filter(|_| hole)),
+                    SlotReply::Sought(row, true) => return Ok(place(row)),
+                    SlotReply::Sought(u64::MAX, false) => return Ok(None),
+                    SlotReply::Sought(row, false) => from = from.max(row),
+                    SlotReply::Silent | SlotReply::Unreadable | SlotReply::Blocks(..) => {
+                        continue 'slots;
+                    }
                 }
             }
             break;
