@@ -161,9 +161,10 @@ pub const ALL: &[Planted] = &[
         "lost records are judged without the silent",
         "silent_portions_are_waited_for_where_others_lost_what_may_be_answered",
     ),
-    without_script(
+    by_script(
         "W-6/restarted-portions-are-believed",
         "who was restarted is taken for one that has all",
+        "a_restarted_portion_is_not_believed_alone",
     ),
     by_script(
         "W-7/decisions-are-not-stable",

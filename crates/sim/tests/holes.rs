@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use braid_sim::scripted::{Failed, Message, Role, Script, Seen, block};
-use braid_terms::GroupLayout;
+use braid_terms::{GroupLayout, PortionIndex};
 use braid_wire::coordinator::{CoordinatorReply, CoordinatorRequest};
 use braid_wire::io::{IoRefusal, IoReply, IoRequest};
 use braid_wire::lcc::{DirectoryOp, FileKind, LccRefusal};
@@ -229,6 +229,56 @@ fn silent_portions_are_waited_for_where_others_lost_what_may_be_answered() {
         let read = read.await.expect("no panic");
         assert!(read == blocks(&[3, 2]), "an answered write is gone");
         script.check_all_ways(4, &device, &blocks(&[3, 2])).await;
+    });
+}
+
+/// A portion that was restarted lacks an answered write, and says nothing of it; the others are silent for
+/// a moment (simulator, seed 50227).
+///
+/// 1. D1, D2 and D3 are copies. A first write is on D1's medium and on no other, so that it is in doubt.
+/// 2. A second one is held by all and answered. Server 1 loses its power with what it held, the I/O
+///    servers of D2 and D3 stop, and so does X.
+/// 3. N hears D1 alone: any one copy is enough to go on with, and D1 was restarted since the first write.
+///    N waits, hears the others, and the second write counts.
+#[test] // Proves: W-6.
+fn a_restarted_portion_is_not_believed_alone() {
+    Script::run(74, 5, "raid1/3", async |script| {
+        let device = device_of(&script, 4, &[1, 2]).await;
+        script.set_sync_time(&[2, 3], 10 * SLOW);
+        script.write(4, &device, 0, block(3)).await.expect("a held write");
+        let first = script.describe(4, &device).await.expect("X owns it").decided;
+        let synced = async |script: &Script| {
+            let Some(report) = script.inspect(1, PortionIndex(1), &device, first.grant).await
+            else {
+                return false;
+            };
+            let head = report.records.iter().find(|head| head.record.number == first);
+            head.is_some_and(|head| head.position <= report.synced)
+        };
+        script.until("the first write is on the medium of D1", synced).await;
+        script.set_sync_time(&[1], 10 * SLOW);
+        script.write(4, &device, 0, block(4)).await.expect("a held write");
+        script.power_cut(&[1]);
+        script.cluster.kill(2, Role::Io);
+        script.cluster.kill(3, Role::Io);
+        script.cluster.kill(4, Role::Lc);
+        script.power_on(&[1]);
+        let opened = script.note(|seen| {
+            matches!(seen.message, Message::FromIo(Ok(IoReply::Report(_)))) && seen.to == 5
+        });
+        let (n, of) = (script.clone(), device.clone());
+        let read = tokio::task::spawn_local(async move { n.read_at_last(5, &of, 0, 8192).await });
+        script.counted("N hears D1", &opened, 1).await;
+        // They have no lease any more, for longer than one runs; what they start with is a sync.
+        let later = script.simulation.elapsed() + Duration::from_millis(2600);
+        script.until("N waits", async |script| later <= script.simulation.elapsed()).await;
+        script.set_sync_time(&[1, 2, 3], Duration::from_millis(1));
+        script.cluster.start_process(2, Role::Io);
+        script.cluster.start_process(3, Role::Io);
+        let read = read.await.expect("no panic");
+        assert!(read == blocks(&[4, 2]), "an answered write is gone");
+        script.cluster.start_process(4, Role::Lc);
+        script.check_all_ways(5, &device, &blocks(&[4, 2])).await;
     });
 }
 

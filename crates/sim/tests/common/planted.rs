@@ -17,6 +17,7 @@ const SCRIPTS: &[(&str, fn())] = scripts![
     what_reached_an_untouched_slot_late_is_not_believed,
     a_number_of_a_leased_range_has_its_owner,
     a_repeated_directory_operation_is_answered_as_the_first,
+    a_restarted_portion_is_not_believed_alone,
     a_returning_portion_drops_what_nobody_else_has,
     a_full_disk_makes_no_gap_and_costs_no_fact,
     a_new_global_controller_grants_nothing_that_is_owned,
