@@ -142,13 +142,11 @@ impl Drill<'_> {
         let back = Instant::now();
         heal(self.world).map_err(|error| format!("{}, {what}: {error}", fault.name))?;
         let took = back.elapsed();
-        let (stall, machine_stall) = (self.shared.end_fault(), self.pulse.take());
+        let limit = fault.limit.filter(|_| self.settings.has_limits);
+        let (stall, machine_stall) = (self.shared.end_fault(limit), self.pulse.take());
         let done = Done { at, name: fault.name, what, took, stall, machine_stall };
         println!("{}", done.row());
         self.done.push(done);
-        if self.settings.has_limits && fault.limit.is_some_and(|limit| limit < stall) {
-            self.shared.violate(format!("a stall of {:.2} s", stall.as_secs_f64()));
-        }
         self.shared.begin_round();
         if fault.kind == Kind::FlipBits {
             verify(self.file, std::slice::from_ref(self.still), self.shared);

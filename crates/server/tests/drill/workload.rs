@@ -67,10 +67,15 @@ impl Shared {
         *self.fault.lock().unwrap() = name;
     }
 
-    /// The longest stall since its begin.
-    pub fn end_fault(&self) -> Duration {
-        let name = std::mem::replace(&mut *self.fault.lock().unwrap(), NO_FAULT);
-        self.stalls.lock().unwrap().entry(name).or_default().of_this_fault
+    /// The longest stall since its begin; above `limit` it is a violation.
+    pub fn end_fault(&self, limit: Option<Duration>) -> Duration {
+        let name = *self.fault.lock().unwrap();
+        let stall = self.stalls.lock().unwrap().entry(name).or_default().of_this_fault;
+        if limit.is_some_and(|limit| limit < stall) {
+            self.violate(format!("a stall of {:.2} s", stall.as_secs_f64()));
+        }
+        *self.fault.lock().unwrap() = NO_FAULT;
+        stall
     }
 
     /// An operation that a fault meets counts for it, whether it began or ended in it.
