@@ -2,7 +2,8 @@
 //!
 //! # Theory
 //! Any coordinator may be asked; one that is not elected names the one that is. A call goes to the
-//! last one that answered, then to the others in turn, until the deadline.
+//! last one that answered, then to the others in turn, until the deadline. One that takes long may be
+//! cut off from those that elect: the others are asked beside it then.
 //! # Failure
 //! A call may have been carried out although it failed: every request of the service may be sent
 //! again.
@@ -112,7 +113,16 @@ impl CoordinatorClient {
                 return Err(CoordinatorError::Unreachable);
             }
             let address = self.preferred();
-            let pause = match self.ask(address, request, left.min(ATTEMPT_MAX)).await {
+            let asked = self.ask(address, request, left.min(ATTEMPT_MAX));
+            let answer = tokio::select! {
+                answer = asked => answer,
+                elsewhere = self.ask_others(address, request) => {
+                    // Who was asked first may stand still, or be cut off from those that elect.
+                    self.0.state.borrow_mut().fell_silent(address);
+                    elsewhere
+                }
+            };
+            let pause = match answer {
                 Some(Ok(reply)) => return Ok(reply),
                 Some(Err(CoordinatorRefusal::NotLeader { leader })) => {
                     self.follow(address, leader.map(|(_, address)| address))
@@ -178,6 +188,42 @@ impl CoordinatorClient {
         Duration::from_millis(if state.preferred == 0 { 50 } else { 5 } + jitter)
     }
 
+    /// While `asked` owes an answer: asks the others, one after the other, until one of them answers as
+    /// the global controller, or names another one than `asked`.
+    async fn ask_others(
+        &self,
+        asked: SocketAddr,
+        request: &CoordinatorRequest,
+    ) -> Option<Result<CoordinatorReply, CoordinatorRefusal>> {
+        sleep(OTHERS_AFTER).await;
+        loop {
+            let others = self.addresses().into_iter().filter(|address| *address != asked);
+            for address in others {
+                if !self.0.state.borrow().is_silent(&address) {
+                    match self.ask(address, request, OTHERS_WAIT).await {
+                        None | Some(Err(CoordinatorRefusal::NotLeader { leader: None })) => {}
+                        Some(Err(CoordinatorRefusal::NotLeader { leader: Some((_, leader)) }))
+                            if leader == asked => {}
+                        named @ Some(Err(CoordinatorRefusal::NotLeader { .. })) => return named,
+                        said => {
+                            self.prefer(address);
+                            return said;
+                        }
+                    }
+                }
+                sleep(OTHERS_PAUSE).await;
+            }
+            sleep(OTHERS_PAUSE).await;
+        }
+    }
+
+    fn prefer(&self, address: SocketAddr) {
+        let mut state = self.0.state.borrow_mut();
+        if let Some(place) = state.addresses.iter().position(|known| *known == address) {
+            state.preferred = place;
+        }
+    }
+
     /// `None` where there is no answer.
     async fn ask(
         &self,
@@ -224,6 +270,16 @@ impl CoordinatorClient {
 
 /// Longest wait for one coordinator before another is asked.
 const ATTEMPT_MAX: Duration = Duration::from_millis(1500);
+
+/// How long one may owe an answer before others are asked as well: longer than a busy global
+/// controller takes, and short beside a lease.
+const OTHERS_AFTER: Duration = Duration::from_millis(300);
+
+/// Longest wait for one of the others.
+const OTHERS_WAIT: Duration = Duration::from_millis(500);
+
+/// Between two of them.
+const OTHERS_PAUSE: Duration = Duration::from_millis(60);
 
 /// Longest wait for a connection to one.
 const CONNECT_MAX: Duration = Duration::from_millis(600);

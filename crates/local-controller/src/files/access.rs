@@ -51,6 +51,9 @@ pub trait GroupAccess: Clone + 'static {
     /// Errors: `NotOwner`, `Unavailable`.
     fn check(&self) -> Result<(), LccRefusal>;
 
+    /// Whether it may be written: owned, with or without a lease just now.
+    fn is_alive(&self) -> bool;
+
     /// Reads; shorter than asked at the end of the device.
     fn read(
         &self,
@@ -59,7 +62,8 @@ pub trait GroupAccess: Clone + 'static {
         length: u64,
     ) -> impl Future<Output = Result<Payload, LccRefusal>> + 'static;
 
-    /// One cluster write, done when decided. Who needs an order waits for one before the next.
+    /// One cluster write, done when decided, also where the lease ran out meanwhile: who answers looks
+    /// at `check` again. Who needs an order waits for one before the next.
     /// With `stable_soon` the disks are asked behind it for what `sync` waits for.
     fn write(
         &self,
@@ -106,6 +110,10 @@ impl GroupAccess for OwnedGroup {
         self.0.check_lease().map_err(read_refusal)
     }
 
+    fn is_alive(&self) -> bool {
+        self.0.is_alive() && self.0.lcc().is_ok()
+    }
+
     fn read(
         &self,
         device_index: u8,
@@ -141,7 +149,7 @@ impl GroupAccess for OwnedGroup {
             if change.writes.is_empty() && change.punches.is_empty() {
                 return Ok(());
             }
-            group.write(change).await.map(|_| ()).map_err(write_refusal)
+            group.write_unanswered(change).await.map(|_| ()).map_err(write_refusal)
         }
     }
 

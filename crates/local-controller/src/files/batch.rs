@@ -20,8 +20,11 @@
 //! B3 After a batch failed nothing more is written or answered from here: whoever wants the directory
 //!    reads it again from its devices.
 //! B4 What was answered ahead and did not survive is told by the mount's next sync.
+//! B5 What was answered ahead waits, as long as the group is owned, for a lease and for portions that
+//!    are away: neither makes a batch fail.
 //! # Failure
-//! Lost ownership, full disks, damage: all that waits gets the refusal, and B3.
+//! Lost ownership, full disks, damage: all that waits gets the refusal, and B3. A lease that ran out
+//! while a batch was on its way: it is decided, and answered when there is a lease again.
 //! # Source
 //! DESIGN 8 (group commit), N-3, W-7, W-9, W-12.
 
@@ -37,7 +40,7 @@ use bytes::Bytes;
 use futures_util::future::{try_join, try_join_all};
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::access::{GroupAccess, Part};
 use super::log::{Checkpoint, Log, LogRole, LogWrite, Replay, Step};
@@ -479,7 +482,8 @@ impl<G: GroupAccess> Directory<G> {
         let progress = reached.await.expect("the sender is ours").clone();
         match progress.failed {
             Some(refusal) if progress.decided < batch => Err(refusal),
-            _ => Ok(()),
+            // Somebody else may own the group by now, and answer. Source: O-4.
+            _ => self.group.check().map_err(|_| LccRefusal::OutcomeUnknown),
         }
     }
 
@@ -501,8 +505,8 @@ impl<G: GroupAccess> Directory<G> {
 
     async fn write_batches(self: Rc<Self>) {
         let outcome = loop {
-            if let Err(refusal) = self.check() {
-                break Err(refusal);
+            if self.has_failed() {
+                break Ok(());
             }
             self.collect().await;
             match self.write_batch().await {
@@ -547,7 +551,7 @@ impl<G: GroupAccess> Directory<G> {
             let parts = append(&mut core.logs, &layout, core.state.next_cookie, &changes);
             (batch, changes, parts, std::mem::take(&mut core.asked))
         };
-        self.group.write(parts, asked.iter().any(|asked| asked.stable)).await?;
+        self.write_parts(parts, asked.iter().any(|asked| asked.stable)).await?;
         let changing = if self.group.has_copies() {
             let own = self.core.borrow().state.id;
             self.group.before_change(touched::changed(own, &changes, &asked)).await
@@ -566,6 +570,26 @@ impl<G: GroupAccess> Directory<G> {
             self.checkpoint_if_due(role).await?;
         }
         Ok(true)
+    }
+
+    /// One cluster write; where it cannot begin, and something was answered that is not decided, it
+    /// waits until it can.
+    async fn write_parts(&self, parts: Vec<Part>, stable_soon: bool) -> Result<(), LccRefusal> {
+        loop {
+            let refusal = match self.group.write(parts.clone(), stable_soon).await {
+                Ok(()) => return Ok(()),
+                Err(refusal) => refusal,
+            };
+            // With these it has no number, or a void one.
+            let may_wait =
+                matches!(refusal, LccRefusal::NotOwner { .. } | LccRefusal::Unavailable { .. });
+            let is_owed = self.progress.borrow().decided < self.ahead.get();
+            if !may_wait || !is_owed || !self.group.is_alive() {
+                return Err(refusal);
+            }
+            braid_terms::sometimes!("W-9: what was answered ahead waited until it could be written");
+            sleep(BEGIN_PAUSE).await;
+        }
     }
 
     fn fail(&self, refusal: LccRefusal) {
@@ -733,6 +757,9 @@ const BATCH_BYTES_MAX: usize = 2 << 20;
 /// How long a batch collects for which nobody waits. Some cluster writes long, so that many changes
 /// share one; short, since a crash of the mount takes what it has.
 const COLLECT_MAX: Duration = Duration::from_millis(20);
+
+/// Pause before a batch that could not begin is written again.
+const BEGIN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Bytes of a checkpoint in one cluster write.
 const CHECKPOINT_PIECE: usize = 1 << 20;

@@ -31,6 +31,7 @@ struct Inner {
     held: Option<VecDeque<Held>>,
     refusal: Option<LccRefusal>,
     refuse_next: Option<LccRefusal>,
+    is_alive: bool,
 }
 
 pub(in crate::files) fn directory_layout(first: u64) -> GroupLayout {
@@ -54,6 +55,7 @@ impl MemoryGroup {
             held: None,
             refusal: None,
             refuse_next: None,
+            is_alive: true,
         })))
     }
 
@@ -103,6 +105,10 @@ impl GroupAccess for MemoryGroup {
 
     fn check(&self) -> Result<(), LccRefusal> {
         self.0.borrow().refusal.clone().map_or(Ok(()), Err)
+    }
+
+    fn is_alive(&self) -> bool {
+        self.0.borrow().is_alive
     }
 
     fn read(
@@ -495,5 +501,55 @@ fn what_was_answered_ahead_and_is_lost_is_told_once() {
         group.0.borrow_mut().refuse_next = Some(LccRefusal::NoSpace);
         assert!(directory.clone().change(create(3, 0, false), around(3), None).await.is_err());
         assert!(!losses.take(DeviceId(10)), "who waited was told");
+    });
+}
+
+#[test] // Proves: W-9. B5.
+fn what_was_answered_ahead_waits_for_a_lease_and_for_portions() {
+    run(async {
+        let group = MemoryGroup::new(directory_layout(10));
+        let directory = begun(&group).await;
+        let losses = Losses::default();
+        let ahead = || Some(losses.clone());
+        // The lease is over while the batch is on its way, and while another one is to begin.
+        group.0.borrow_mut().held = Some(VecDeque::new());
+        directory.clone().change(create(1, 0, false), around(1), ahead()).await.unwrap();
+        directory.want(directory.ahead.get());
+        settle().await;
+        assert_eq!(group.0.borrow().held.as_ref().map(VecDeque::len), Some(1));
+        directory.clone().change(create(2, 0, false), around(2), ahead()).await.unwrap();
+        let waits = directory.clone();
+        let waits = tokio::task::spawn_local(async move {
+            waits.change(create(3, 0, false), around(3), None).await
+        });
+        settle().await;
+        group.0.borrow_mut().refusal = Some(LccRefusal::NotOwner { owner: None });
+        group.0.borrow_mut().refuse_next = Some(LccRefusal::NotOwner { owner: None });
+        group.decide();
+        settle().await;
+        assert!(!directory.has_failed());
+        let refused = directory.clone().change(create(4, 0, false), around(4), ahead()).await;
+        assert_eq!(refused.unwrap_err(), LccRefusal::NotOwner { owner: None });
+        while group.0.borrow().held.as_ref().is_none_or(VecDeque::is_empty) {
+            sleep(Duration::from_millis(5)).await;
+        }
+        group.decide();
+        assert_eq!(waits.await.unwrap().unwrap_err(), LccRefusal::OutcomeUnknown);
+        group.0.borrow_mut().refusal = None;
+        assert_eq!(names(&group).await.len(), 3);
+        // A portion that is away is waited for.
+        group.0.borrow_mut().held = None;
+        let reason = "a portion is away".into();
+        group.0.borrow_mut().refuse_next = Some(LccRefusal::Unavailable { reason });
+        directory.clone().change(create(5, 0, false), around(5), ahead()).await.unwrap();
+        directory.all_decided().await.unwrap();
+        assert_eq!(names(&group).await.len(), 4);
+        assert!(!losses.take(DeviceId(10)));
+        // Not where the group is another's.
+        group.0.borrow_mut().refuse_next = Some(LccRefusal::NotOwner { owner: None });
+        group.0.borrow_mut().is_alive = false;
+        directory.clone().change(create(6, 0, false), around(6), ahead()).await.unwrap();
+        assert!(directory.all_decided().await.is_err());
+        assert!(losses.take(DeviceId(10)));
     });
 }

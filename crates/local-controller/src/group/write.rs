@@ -42,6 +42,18 @@ impl Group {
         self.decided(number, decided).await
     }
 
+    /// As `write`, done when it is decided, though the lease may have run out meanwhile: whoever
+    /// answers for it looks at that. Source: O-4.
+    ///
+    /// Errors: `WriteError`.
+    pub(crate) async fn write_unanswered(
+        self: &Rc<Self>,
+        change: GroupWrite,
+    ) -> Result<WriteNumber, WriteError> {
+        let (number, decided) = self.begin(change).await?;
+        self.outcome(number, decided).await
+    }
+
     /// Gives a change its number and sends it on its way.
     pub(super) async fn begin(
         self: &Rc<Self>,
@@ -85,6 +97,16 @@ impl Group {
         number: WriteNumber,
         decided: Decided,
     ) -> Result<WriteNumber, WriteError> {
+        self.outcome(number, decided).await?;
+        let lcc = self.lcc().map_err(|_| WriteError::OutcomeUnknown)?;
+        if lcc.lease_valid() { Ok(number) } else { Err(WriteError::OutcomeUnknown) }
+    }
+
+    async fn outcome(
+        &self,
+        number: WriteNumber,
+        decided: Decided,
+    ) -> Result<WriteNumber, WriteError> {
         // It has a number: from here on the next owner may find it and keep it.
         match decided.await {
             Ok(Err(WriteError::LostOwnership)) | Err(_) => return Err(WriteError::OutcomeUnknown),
@@ -92,7 +114,7 @@ impl Group {
         };
         let lcc = self.lcc().map_err(|_| WriteError::OutcomeUnknown)?;
         lcc.count(|counters| counters.writes += 1);
-        if lcc.lease_valid() { Ok(number) } else { Err(WriteError::OutcomeUnknown) }
+        Ok(number)
     }
 
     /// Waits until everything up to `number` is stable, and sees to it. Source: W-9.
