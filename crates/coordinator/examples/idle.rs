@@ -126,7 +126,7 @@ async fn renew(count: u32, number: u32) {
         return;
     };
     loop {
-        let of_lc = CoordinatorRequest::Renew { lc, map_version: 1000 };
+        let of_lc = CoordinatorRequest::Renew { lc, map_version: 1000, no_copies: None };
         let of_io = CoordinatorRequest::RenewIo {
             io,
             map_version: 1000,

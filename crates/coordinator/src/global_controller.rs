@@ -78,8 +78,17 @@ struct LcLease {
     told: bool,
     /// Its invalidation was ordered.
     condemned: bool,
-    /// Clients may have copies that it gave. Source: N-1.
-    has_copies: bool,
+    copies: Copies,
+}
+
+/// Whether clients may have copies that an LC gave. Source: N-1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Copies {
+    /// It has not told this term: they may.
+    Unknown,
+    None,
+    /// For the rest of the term: what it told before may come late.
+    Some,
 }
 
 #[derive(Clone, Debug)]
@@ -172,7 +181,9 @@ impl GlobalController {
         let lccs: BTreeMap<_, _> = lccs.collect();
         // Copies that an LCC gave end with the lease that its LC had then, also where that lives on.
         let ended = self.lccs.iter().filter(|(lcc, _)| !lccs.contains_key(lcc));
-        let leases = ended.filter_map(|(_, lc)| self.lcs.get(lc)).filter(|lease| lease.has_copies);
+        let leases = ended
+            .filter_map(|(_, lc)| self.lcs.get(lc))
+            .filter(|lease| lease.copies != Copies::None);
         let last = leases.map(|lease| lease.until).max();
         self.caches_until = self.caches_until.max(last.unwrap_or_default());
         self.lccs = lccs;
@@ -181,7 +192,7 @@ impl GlobalController {
         for lc in valid {
             let told = lc > self.last_incarnation_before;
             let until = now + lease_at_gc();
-            let lease = LcLease { until, told, condemned: false, has_copies: true };
+            let lease = LcLease { until, told, condemned: false, copies: Copies::Unknown };
             self.lcs.entry(lc).or_insert(lease);
         }
         let disks = map.disks.values().filter_map(|disk| Some((disk.incarnation?, disk.id)));
@@ -218,19 +229,26 @@ impl GlobalController {
 
     /// Renews an LC's lease, which was asked for at `arrived`, after a quorum round begun later.
     ///
-    /// Errors: the LC is invalid or about to be. Source: O-4.
+    /// With `no_copies` of this term it has given none to clients. Errors: the LC is invalid or about
+    /// to be. Source: O-4, N-1.
     pub fn renew(
         &mut self,
         now: Moment,
         arrived: Moment,
         state: &StateMachine,
         lc: Incarnation,
+        no_copies: Option<u64>,
     ) -> Result<Renewal, Refused> {
         self.follow_map(now, state);
         let Some(lease) = self.lcs.get_mut(&lc).filter(|lease| !lease.condemned) else {
             return Err(Refused);
         };
         lease.until = lease.until.max(arrived + lease_at_gc());
+        lease.copies = match no_copies {
+            None => Copies::Some,
+            Some(term) if term == self.term && lease.copies == Copies::Unknown => Copies::None,
+            Some(_) => lease.copies,
+        };
         Ok(Renewal { tell_holdings: !lease.told })
     }
 
@@ -294,7 +312,7 @@ impl GlobalController {
     /// An LC ends, and clients have given back all copies that it gave. Source: N-1.
     pub fn took_copies_back(&mut self, lc: Incarnation) {
         if let Some(lease) = self.lcs.get_mut(&lc) {
-            lease.has_copies = false;
+            lease.copies = Copies::None;
         }
     }
 

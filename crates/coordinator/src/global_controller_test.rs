@@ -49,7 +49,7 @@ impl World {
 
     fn renew(&mut self, now: Moment, lc: usize) -> Result<Renewal, Refused> {
         self.pass(now);
-        self.gc.renew(now, now, &self.state, self.lcs[lc])
+        self.gc.renew(now, now, &self.state, self.lcs[lc], None)
     }
 
     fn tick(&mut self, now: Moment) -> Vec<Effect> {
@@ -124,6 +124,27 @@ fn nobody_waits_for_copies_of_an_lc_that_ended_cleanly() {
     world.gc.took_copies_back(world.lcs[0]);
     world.invalidate(0);
     assert_eq!(world.gc.caches_left_ms(START + LEASE, &world.state), 0);
+}
+
+/// Who has told this term that it gave none is not waited for; a word of it that comes late, or of
+/// another term, does not count.
+#[test] // Proves: N-1.
+fn nobody_waits_for_copies_that_were_never_given() {
+    let left = |told: &[Option<u64>]| {
+        let mut world = World::new().all_told();
+        let now = START + LEASE;
+        for no_copies in told {
+            world.gc.renew(now, now, &world.state, world.lcs[0], *no_copies).unwrap();
+        }
+        world.invalidate(0);
+        world.gc.caches_left_ms(now, &world.state)
+    };
+    let term = World::new().gc.term();
+    assert_eq!(left(&[Some(term)]), 0);
+    assert_eq!(left(&[Some(term), Some(term)]), 0);
+    for told in [&[][..], &[Some(term - 1)], &[Some(term), None], &[None, Some(term)]] {
+        assert_ne!(left(told), 0, "{told:?}");
+    }
 }
 
 /// An LCC that panicked is registered anew while its LC lives on. What it owned is free at once, and the
@@ -204,7 +225,7 @@ fn a_condemned_lc_gets_no_lease_any_more() {
     let arrived = START + (LEASE - MS);
     assert_eq!(world.tick(late).len(), 2);
     let (state, lc) = (&world.state, world.lcs[0]);
-    assert_eq!(world.gc.renew(late, arrived, state, lc), Err(Refused));
+    assert_eq!(world.gc.renew(late, arrived, state, lc, None), Err(Refused));
     assert_eq!(world.grant(late, world.lccs[0][0], 7), Ownership::Invalid);
     assert_eq!(world.tick(late).len(), 2, "until it is committed");
     world.invalidate(0);
@@ -219,7 +240,7 @@ fn a_lease_runs_from_the_arrival_of_its_renewal() {
     let arrived = START + Duration::from_secs(1);
     let answered = START + Duration::from_secs(2);
     world.pass(answered);
-    world.gc.renew(answered, arrived, &world.state, world.lcs[0]).unwrap();
+    world.gc.renew(answered, arrived, &world.state, world.lcs[0], None).unwrap();
     world.renew(answered, 1).unwrap();
     assert_eq!(world.grant(arrived + (LEASE - MS), b, 7), Ownership::OwnedBy(a));
     assert!(world.tick(arrived + (LEASE + LEASE_OVERDUE - MS)).is_empty());

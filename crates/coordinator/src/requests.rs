@@ -95,7 +95,9 @@ impl Driver {
             CoordinatorRequest::RegisterIo { disk, identity } => {
                 self.change(Command::RegisterIo { disk, identity }).await
             }
-            CoordinatorRequest::Renew { lc, map_version } => self.on_renew(lc, map_version).await,
+            CoordinatorRequest::Renew { lc, map_version, no_copies } => {
+                self.on_renew(lc, map_version, no_copies).await
+            }
             CoordinatorRequest::RenewIo {
                 io,
                 map_version,
@@ -241,12 +243,18 @@ impl Driver {
         }
     }
 
-    async fn on_renew(self: &Rc<Self>, lc: Incarnation, map_version: u64) -> Answer {
+    async fn on_renew(
+        self: &Rc<Self>,
+        lc: Incarnation,
+        map_version: u64,
+        no_copies: Option<u64>,
+    ) -> Answer {
         let arrived = self.env.now();
         self.quorum_round(Haste::Soon).await?;
         let now = self.env.now();
-        let renewal =
-            self.lead(|gc, state, _| gc.renew(now, arrived, state, lc))?.map_err(invalid)?;
+        let renewal = self
+            .lead(|gc, state, _| gc.renew(now, arrived, state, lc, no_copies))?
+            .map_err(invalid)?;
         self.renewed(map_version, renewal.tell_holdings)
     }
 

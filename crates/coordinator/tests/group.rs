@@ -176,7 +176,7 @@ fn a_leader_that_is_cut_off_renews_no_lease() {
             // Its clients still reach it.
             let env = simulation.machine(9).env();
             let client = CoordinatorClient::new(env, CLUSTER, Peer::Unknown, alone);
-            let request = CoordinatorRequest::Renew { lc, map_version: 0 };
+            let request = CoordinatorRequest::Renew { lc, map_version: 0, no_copies: None };
             assert!(client.call(&request, SECOND).await.is_ok());
             for other in (1..=3).filter(|other| *other != leader) {
                 simulation.partition_both(leader, other);

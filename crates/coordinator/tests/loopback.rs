@@ -153,7 +153,7 @@ fn check_group(count: u32, may_lose: u32) {
             gone.push(leader);
             assert_eq!(group.map().await, before, "{gone:?} of {count} are gone");
         }
-        let renew = CoordinatorRequest::Renew { lc, map_version: before.version };
+        let renew = CoordinatorRequest::Renew { lc, map_version: before.version, no_copies: None };
         let CoordinatorReply::Renewed { tell_holdings, .. } = group.call(renew).await else {
             panic!("not renewed");
         };

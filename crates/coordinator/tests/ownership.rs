@@ -98,7 +98,7 @@ async fn renew(env: &Env, server: u32, client: &CoordinatorClient, oracle: &Shar
     loop {
         let sent = env.now();
         let lc = oracle.borrow().lcs[&server].incarnation;
-        let request = CoordinatorRequest::Renew { lc, map_version: 0 };
+        let request = CoordinatorRequest::Renew { lc, map_version: 0, no_copies: None };
         match client.call(&request, 2 * SECOND).await {
             Ok(CoordinatorReply::Renewed { term, tell_holdings, .. }) => {
                 let told = {

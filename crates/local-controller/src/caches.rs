@@ -35,6 +35,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use braid_env::{Env, Moment};
@@ -76,6 +78,10 @@ pub struct Caches {
     env: Env,
     /// The lease of the LC ends then.
     lease_until: Cell<Moment>,
+    first: Arc<FirstCopy>,
+    /// The global controller knows that clients may have copies: somebody may register.
+    is_told: Cell<bool>,
+    became_told: Notify,
     sessions: RefCell<BTreeMap<Session, Registration>>,
     groups: RefCell<BTreeMap<DeviceId, Watched>>,
     /// Groups that were granted while clients might have copies that gone owners gave.
@@ -155,11 +161,35 @@ struct Held {
 /// A recall that is waited for.
 type Awaited = (Session, u64, u64);
 
+/// What LCCs say to their LC: the global controller is to know that clients may have copies. Without
+/// one nobody waits for the lease of an LC that is gone.
+#[derive(Default)]
+pub struct FirstCopy {
+    is_wanted: AtomicBool,
+    /// Somebody waits for it.
+    pub bell: Notify,
+}
+
+impl FirstCopy {
+    /// Whether somebody ever wanted one.
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted.load(Ordering::Relaxed)
+    }
+
+    fn want(&self) {
+        self.is_wanted.store(true, Ordering::Relaxed);
+        self.bell.notify_one();
+    }
+}
+
 impl Caches {
-    pub fn new(env: Env) -> Self {
+    pub fn new(env: Env, first: Arc<FirstCopy>) -> Self {
         Self {
             env,
             lease_until: Cell::default(),
+            first,
+            is_told: Cell::new(false),
+            became_told: Notify::new(),
             sessions: RefCell::default(),
             groups: RefCell::default(),
             quiet: RefCell::default(),
@@ -173,6 +203,20 @@ impl Caches {
     /// The lease of the LC runs until then.
     pub fn set_lease(&self, until: Moment) {
         self.lease_until.set(self.lease_until.get().max(until));
+    }
+
+    /// The global controller knows that clients may have copies.
+    pub fn set_told(&self) {
+        self.is_told.set(true);
+        self.became_told.notify_waiters();
+    }
+
+    async fn told(&self) {
+        while !self.is_told.get() {
+            let told = self.became_told.notified();
+            self.first.want();
+            told.await;
+        }
     }
 
     /// A group was granted; clients may have copies of it for so long that its last owner gave.
@@ -488,6 +532,10 @@ impl Caches {
         }
         if begins {
             self.end_session(session);
+            if timeout(TELL_MAX, self.told()).await.is_err() {
+                let reason = "the global controller does not answer".into();
+                return Err(LccRefusal::Unavailable { reason });
+            }
             self.register(session, registration)?;
         }
         for answer in answers {
@@ -634,6 +682,8 @@ impl Drop for Changing {
 
 /// So long a look waits for bytes that a client has not sent.
 const SEND_MAX: Duration = Duration::from_secs(2);
+/// Longest wait until the global controller knows that there are copies.
+const TELL_MAX: Duration = Duration::from_secs(5);
 /// Longest wait of one request for recalls.
 const POLL_MAX: Duration = Duration::from_secs(20);
 const SESSIONS_MAX: usize = 4096;

@@ -37,6 +37,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
+use crate::caches::FirstCopy;
 use crate::disks::CALL_WAIT;
 use crate::files::Files;
 use crate::lcc::Lcc;
@@ -149,6 +150,7 @@ struct Starter {
     config: LcConfig,
     server: ServerId,
     endings: mpsc::UnboundedSender<Ending>,
+    first_copy: Arc<FirstCopy>,
     /// How often in a row LCCs ended, and when the last one did.
     restarts: Cell<(u32, Moment)>,
 }
@@ -170,6 +172,7 @@ impl Starter {
             groups_kept: self.config.groups_kept,
             local: self.config.local.clone(),
             lccs: self.config.lccs.max(1),
+            first_copy: self.first_copy.clone(),
             mail: reader,
             endings: self.endings.clone(),
         };
@@ -227,7 +230,14 @@ impl Started {
         let map = Arc::new(map);
         let (tell, endings) = mpsc::unbounded_channel();
         let restarts = Cell::default();
-        let starter = Rc::new(Starter { config: config.clone(), server, endings: tell, restarts });
+        let first_copy = Arc::<FirstCopy>::default();
+        let starter = Rc::new(Starter {
+            config: config.clone(),
+            server,
+            endings: tell,
+            first_copy: first_copy.clone(),
+            restarts,
+        });
         let (mut workers, mut mails) = (Vec::new(), Vec::new());
         let first = incarnations.first().copied().unwrap_or_default();
         for (incarnation, index) in incarnations.into_iter().zip(0..) {
@@ -254,6 +264,7 @@ impl Started {
             mails: RefCell::new(mails),
             map: RefCell::new(map),
             lease: RefCell::default(),
+            first_copy,
             is_ending: Cell::default(),
         });
         let mut tasks =
@@ -411,6 +422,7 @@ struct Lc {
     mails: RefCell<Vec<mpsc::UnboundedSender<Mail>>>,
     map: RefCell<Arc<ClusterMap>>,
     lease: RefCell<Lease>,
+    first_copy: Arc<FirstCopy>,
     is_ending: Cell<bool>,
 }
 
@@ -423,16 +435,27 @@ struct Lease {
 impl Lc {
     /// Keeps the lease, the map and the list of live disks. Source: O-4.
     async fn renew(self: Rc<Self>) {
+        let mut newest_term = 0;
+        // The newest term, or a later one, has heard that clients may have copies.
+        let mut copies = false;
         loop {
             let sent = self.env.now();
-            let request =
-                CoordinatorRequest::Renew { lc: self.lc, map_version: self.map.borrow().version };
+            let with_copies = self.first_copy.is_wanted();
+            let tells = with_copies && !braid_terms::planted!("N-1/first-copy-is-not-told");
+            let request = CoordinatorRequest::Renew {
+                lc: self.lc,
+                map_version: self.map.borrow().version,
+                no_copies: (!tells).then_some(newest_term),
+            };
             let answer = self.coordinators.call(&request, RENEW_WAIT).await;
             match answer {
                 Ok(CoordinatorReply::Renewed {
                     term, map, disks, servers, tell_holdings, ..
                 }) => {
                     let until = sent + Duration::from_millis(LEASE_MS);
+                    // One of a lower term is not who is asked who owned what.
+                    copies |= with_copies && newest_term <= term;
+                    newest_term = newest_term.max(term);
                     let map = map.map(|map| Arc::new(*map));
                     if let Some(map) = &map {
                         self.coordinators.learn(map);
@@ -444,7 +467,7 @@ impl Lc {
                     for mail in &self.mails() {
                         let (disks, servers) = (disks.clone(), servers.clone());
                         let map = map.clone();
-                        let _ = mail.send(Mail::Lease { until, disks, servers, map });
+                        let _ = mail.send(Mail::Lease { until, disks, servers, map, copies });
                     }
                     if tell_holdings {
                         self.tell_holdings(term).await;
@@ -459,7 +482,12 @@ impl Lc {
                 other => tracing::debug!(?other, "the lease was not renewed"),
             }
             let passed = self.env.now() - sent;
-            sleep(RENEW_EVERY.saturating_sub(passed).max(Duration::from_millis(20))).await;
+            let pause = RENEW_EVERY.saturating_sub(passed).max(Duration::from_millis(20));
+            if copies {
+                sleep(pause).await;
+            } else {
+                let _ = timeout(pause, self.first_copy.bell.notified()).await;
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use braid_env::{Env, Moment};
@@ -32,7 +33,7 @@ use braid_wire::lcc::LccStatus;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep};
 
-use crate::caches::Caches;
+use crate::caches::{Caches, FirstCopy};
 use crate::disks::Disks;
 use crate::group::open::OpenError;
 use crate::group::{Dead, Group};
@@ -167,12 +168,13 @@ pub(crate) struct LccParts {
     pub disks: Disks,
     pub map: Rc<ClusterMap>,
     pub local: LocalJournal,
+    pub first_copy: Arc<FirstCopy>,
 }
 
 impl Lcc {
     pub(crate) fn new(parts: LccParts) -> Rc<Self> {
         let lcc = Rc::new(Self {
-            caches: Rc::new(Caches::new(parts.env.clone())),
+            caches: Rc::new(Caches::new(parts.env.clone(), parts.first_copy)),
             env: parts.env,
             cluster: parts.cluster,
             id: parts.id,

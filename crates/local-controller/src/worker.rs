@@ -32,6 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::caches::FirstCopy;
 use crate::disks::{CALL_WAIT, Disks};
 use crate::files::{self, Files};
 use crate::group::Group;
@@ -48,6 +49,8 @@ pub(crate) enum Mail {
         disks: Arc<[LiveDisk]>,
         servers: Arc<[ServerId]>,
         map: Option<Arc<ClusterMap>>,
+        /// The global controller knows that clients may have copies. Source: N-1.
+        copies: bool,
     },
     /// A new global controller asks what is owned. Source: O-3.
     Holdings { term: u64, reply: oneshot::Sender<Holdings> },
@@ -90,6 +93,7 @@ pub(crate) struct WorkerParts {
     /// Folder of the server's local journals, where it has them, and how many LCCs share it.
     pub local: Option<PathBuf>,
     pub lccs: u8,
+    pub first_copy: Arc<FirstCopy>,
     pub mail: mpsc::UnboundedReceiver<Mail>,
     /// Told when the LCC finds itself invalid.
     pub endings: mpsc::UnboundedSender<Ending>,
@@ -123,6 +127,7 @@ impl Worker {
             disks: Disks::new(env, parts.cluster, parts.id.server, parts.io_sockets),
             map: Rc::new(ClusterMap::clone(&parts.map)),
             local,
+            first_copy: parts.first_copy,
         });
         let files = Files::new(lcc.clone());
         let tasks = vec![
@@ -150,11 +155,14 @@ async fn read_mail(lcc: Rc<Lcc>, files: Rc<Files>, mut mail: mpsc::UnboundedRece
     while let Some(mail) = mail.recv().await {
         let lcc = lcc.clone();
         match mail {
-            Mail::Lease { until, disks, servers, map } => {
+            Mail::Lease { until, disks, servers, map, copies } => {
                 if let Some(map) = map {
                     lcc.learn(Rc::new(ClusterMap::clone(&map)));
                 }
                 lcc.set_lease(until, &disks);
+                if copies {
+                    lcc.caches.set_told();
+                }
                 lcc.shadows.set_live(servers.to_vec());
                 spawn_local(async move { lcc.reopen_restarted().await });
             }

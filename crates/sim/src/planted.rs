@@ -358,6 +358,7 @@ pub const ALL: &[Planted] = &[
         "a_change_is_answered_when_nobody_shows_what_was_before",
     )
     .of("caches"),
+    without_script("N-1/first-copy-is-not-told", "nobody hears that an owner gave copies"),
     without_script("N-1/caches-outlive-their-lease", "a client uses copies after its lease"),
     without_script(
         "N-1/new-owner-does-not-wait",

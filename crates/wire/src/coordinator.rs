@@ -94,6 +94,9 @@ pub enum CoordinatorRequest {
         lc: Incarnation,
         /// The map that it has.
         map_version: u64,
+        /// In this term no client has copies that it gave, and none gets any before a renewal without
+        /// this was answered in this term or a later one. Source: N-1.
+        no_copies: Option<u64>,
     },
     /// What the LC's LCCs own, told to a global controller that asked by `Renewed::tell_holdings`.
     /// Several messages, the last one with `last`. Having told a term, the LC takes no grant of a

@@ -138,7 +138,7 @@ impl Group {
     }
 
     pub async fn renew(&self, lc: Incarnation) -> Result<CoordinatorReply, CoordinatorError> {
-        self.call(&CoordinatorRequest::Renew { lc, map_version: 0 }).await
+        self.call(&CoordinatorRequest::Renew { lc, map_version: 0, no_copies: None }).await
     }
 
     pub async fn leader(&self) -> u32 {

@@ -587,7 +587,9 @@ impl<G: GroupAccess> Directory<G> {
             if !may_wait || !is_owed || !self.group.is_alive() {
                 return Err(refusal);
             }
-            braid_terms::sometimes!("W-9: what was answered ahead waited until it could be written");
+            braid_terms::sometimes!(
+                "W-9: what was answered ahead waited until it could be written"
+            );
             sleep(BEGIN_PAUSE).await;
         }
     }

@@ -130,7 +130,7 @@ impl FakeCoordinator {
                 self.heard.borrow_mut().insert(disk, tokio::time::Instant::now());
                 self.renewed(map_version)
             }
-            Ask::Renew { lc, map_version } => {
+            Ask::Renew { lc, map_version, .. } => {
                 let valid = self.map.borrow().servers.values().any(|server| server.lc == Some(lc));
                 if !valid {
                     return Err(CoordinatorRefusal::InvalidIncarnation);
