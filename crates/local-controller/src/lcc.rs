@@ -276,6 +276,14 @@ impl Lcc {
             || braid_terms::planted!("O-4/answer-without-a-lease")
     }
 
+    /// Waits until it may not answer.
+    pub(crate) async fn lease_over(&self) {
+        while self.lease_valid() {
+            let left = self.lease_until.get() - self.env.now();
+            sleep(left.max(Duration::from_millis(1))).await;
+        }
+    }
+
     /// Whether a disk's I/O server is known to hold no lease: it is not being restarted just now.
     #[must_use]
     pub fn is_dead(&self, disk: DiskId) -> bool {

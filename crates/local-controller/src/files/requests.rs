@@ -157,7 +157,29 @@ impl Handler<LccService> for Served {
         {
             question.client = question.client.or(self.client);
         }
-        match self.files.answer(*asker, request, payload).await {
+        let without_lease = match &request {
+            LccRequest::Status
+            | LccRequest::Watch { .. }
+            | LccRequest::KeepCaches { .. }
+            | LccRequest::Shadow { .. } => None,
+            LccRequest::NewDevices { .. } | LccRequest::Choose { .. } => {
+                let reason = "this local controller has no lease".into();
+                Some(LccRefusal::Unavailable { reason })
+            }
+            _ => Some(LccRefusal::OutcomeUnknown),
+        };
+        // Who is cut off from the others must not keep clients waiting that may ask them. Source: O-4.
+        let refused = async {
+            let Some(refusal) = without_lease else { return std::future::pending().await };
+            self.files.lcc.lease_over().await;
+            refusal
+        };
+        let answered = tokio::select! {
+            biased;
+            refusal = refused => Err(refusal),
+            answered = self.files.answer(*asker, request, payload) => answered,
+        };
+        match answered {
             Ok((answer, payload)) => (Ok(answer), payload),
             Err(refusal) => (Err(refusal), Payload::empty()),
         }
