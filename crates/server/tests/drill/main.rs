@@ -118,6 +118,7 @@ impl Drill<'_> {
     /// Errors: what must not be.
     fn run(&mut self, faults: &[Fault]) -> Result<(), String> {
         let mut random = Random::new(self.settings.seed);
+        self.all_look("start")?;
         loop {
             let mut pass = faults.to_vec();
             random.shuffle(&mut pass);
@@ -147,21 +148,33 @@ impl Drill<'_> {
         let done = Done { at, name: fault.name, what, took, stall, machine_stall };
         println!("{}", done.row());
         self.done.push(done);
-        self.shared.begin_round();
         if fault.kind == Kind::FlipBits {
             verify(self.file, std::slice::from_ref(self.still), self.shared);
         }
+        self.all_look(fault.name)?;
+        if fault.kind == Kind::FullDisk {
+            // Controllers hear of its room with a renewal of its lease and one of theirs.
+            pause(ROOM_KNOWN.saturating_sub(back.elapsed()).as_millis() as u64);
+        }
+        self.shared.may_be_full.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Waits until every client has looked at everything that it has.
+    fn all_look(&self, after: &str) -> Result<(), String> {
+        self.shared.begin_round();
         for _ in 0..1200 {
             if self.shared.round_is_done(self.clients) || self.shared.is_stopped() {
-                // Whatever was refused for lack of space, was refused by now.
-                self.shared.may_be_full.store(false, Ordering::Relaxed);
                 return Ok(());
             }
             pause(100);
         }
-        Err(format!("{}: a client does not come back within two minutes", fault.name))
+        Err(format!("{after}: a client does not come back within two minutes"))
     }
 }
+
+/// Two renewals after a disk has room again, and what a busy machine adds.
+const ROOM_KNOWN: Duration = Duration::from_secs(3);
 
 /// Everything is there for a client that comes new, on the disks, and after a stop and a start.
 fn look_at_all(world: &mut World, file: &ClusterFile, models: &[Model], shared: &Shared) {
