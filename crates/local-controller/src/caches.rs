@@ -680,8 +680,9 @@ impl Drop for Changing {
     }
 }
 
-/// So long a look waits for bytes that a client has not sent.
-const SEND_MAX: Duration = Duration::from_secs(2);
+/// So long a look waits for bytes that a client has not sent: longer than those wait for portions of a
+/// machine that stands still.
+const SEND_MAX: Duration = Duration::from_secs(8);
 /// Longest wait until the global controller knows that there are copies.
 const TELL_MAX: Duration = Duration::from_secs(5);
 /// Longest wait of one request for recalls.

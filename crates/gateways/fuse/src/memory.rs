@@ -38,6 +38,8 @@ struct Shared {
     reads: AtomicU64,
     /// Writes of bytes fail from now on, for tests.
     broken: std::sync::atomic::AtomicBool,
+    /// Nobody may keep copies, for tests.
+    without_copies: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Default)]
@@ -102,6 +104,7 @@ impl Default for MemoryStore {
                 counter: AtomicU64::new(1),
                 reads: AtomicU64::new(0),
                 broken: std::sync::atomic::AtomicBool::new(false),
+                without_copies: std::sync::atomic::AtomicBool::new(false),
             }),
         }
     }
@@ -111,6 +114,11 @@ impl MemoryStore {
     /// From now on, writes of bytes to devices are refused (or not).
     pub fn set_broken(&self, broken: bool) {
         self.shared.broken.store(broken, Ordering::Relaxed);
+    }
+
+    /// From now on nobody may keep copies, as where an owner gives no lease.
+    pub fn end_copies(&self) {
+        self.shared.without_copies.store(true, Ordering::Relaxed);
     }
 
     /// Reads of devices so far.
@@ -167,6 +175,9 @@ impl Store for MemoryStore {
     }
 
     fn right(&self, _: DeviceId) -> Right {
+        if self.shared.without_copies.load(Ordering::Relaxed) {
+            return None;
+        }
         // Nothing is recalled here: it is believed for a second.
         Some(Grant::until(lease_now() + Duration::from_secs(1)))
     }

@@ -102,6 +102,14 @@ impl<S: Store> Vfs<S> {
             Notice::Lost(groups) => {
                 for group in groups {
                     let files = self.forget_records(self.shared.inodes.of_home(group));
+                    // The owner may not know any more that bytes wait here.
+                    for file in files.iter().filter(|file| file.state().is_dirty()) {
+                        let (vfs, file) = (self.clone(), file.clone());
+                        tokio::task::spawn_local(async move {
+                            // Who has it open hears of a failure.
+                            let _ = vfs.flush(&file, Depth::Held).await;
+                        });
+                    }
                     let open: Vec<_> = files.into_iter().filter(|f| f.is_open_file()).collect();
                     // Not waited for: the next answer may be what the kernel waits for.
                     drop(self.shared.begin_drop_pages(&open));

@@ -173,10 +173,10 @@ impl<S: Store> Vfs<S> {
         data: Bytes,
     ) -> Outcome<usize> {
         // Who waits until they are sent need not tell that they wait.
-        let mut goes_on = self.shared.writes_through(handle);
+        let mut goes_through = self.shared.writes_through(handle);
         loop {
             let room = self.room.notified();
-            let here = match goes_on {
+            let here = match goes_through {
                 true => self.shared.write_told(handle, at, &data, true),
                 false => self.shared.write_here(handle, at, &data),
             };
@@ -191,8 +191,9 @@ impl<S: Store> Vfs<S> {
                     room.await;
                 }
                 WriteHere::NoTurn => self.take_turn(&handle.inode).await?,
-                // Where the owner cannot know, others see the bytes when they are sent.
-                WriteHere::NotTold => goes_on = !self.tell_writes(&handle.inode).await?,
+                // Where the owner cannot know, others see the bytes when they are sent: before the
+                // answer.
+                WriteHere::NotTold => goes_through = !self.tell_writes(&handle.inode).await?,
             }
             let now = self.shared.inodes.get(handle.inode.id);
             if let Some(other) = now.filter(|now| !Arc::ptr_eq(now, &handle.inode)) {
@@ -201,7 +202,7 @@ impl<S: Store> Vfs<S> {
                 return Box::pin(self.write(&handle, at, data)).await;
             }
         }
-        if self.shared.writes_through(handle) {
+        if goes_through {
             let depth = match handle.flags {
                 flags if flags & O_SYNC_TOO != 0 => Depth::Stable,
                 flags if flags & O_DSYNC != 0 => Depth::Bytes,

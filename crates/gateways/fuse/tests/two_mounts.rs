@@ -4,7 +4,8 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 
 use braid_fuse::memory::MemoryStore;
 use common::{TestMount, names};
@@ -39,6 +40,28 @@ fn a_file_that_stays_open_is_soon_there_for_the_other() {
     open.write_all(b"later").expect("one goes on");
     open.sync_all().expect("and syncs");
     assert_eq!(fs::read(other.path("log")).expect("the other reads"), b"later");
+}
+
+/// Bytes that nobody is told of do not wait: the other could not have them sent.
+#[test] // Proves: N-1, W-9.
+fn without_a_lease_the_other_sees_each_write_at_once() {
+    let store = MemoryStore::default();
+    store.end_copies();
+    let Some(one) = TestMount::start(&store, "") else { return };
+    let Some(other) = TestMount::start(&store, "") else { return };
+    fs::write(one.path("file"), [7; 20_000]).expect("it is made");
+    let mut writer = OpenOptions::new().write(true).open(one.path("file")).expect("it opens");
+    let sized = File::open(other.path("file")).expect("it opens");
+    let mut bytes = [0; 100];
+    for round in 0..50_u8 {
+        let end = 20_000 + u64::from(round);
+        writer.seek(SeekFrom::Start(end - 100)).expect("a place");
+        writer.write_all(&[round; 101]).expect("it is written");
+        assert_eq!(sized.metadata().expect("it is there").len(), end + 1);
+        let seen = File::open(other.path("file")).expect("it opens");
+        seen.read_exact_at(&mut bytes, end - 99).expect("it is read");
+        assert_eq!(bytes, [round; 100], "round {round}");
+    }
 }
 
 #[test]
