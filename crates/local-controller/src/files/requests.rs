@@ -32,6 +32,7 @@ use braid_wire::rpc::{
 use bytes::Bytes;
 use futures_util::stream::{StreamExt, iter};
 use tokio::sync::Mutex;
+use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::access::{OwnedGroup, own_refusal, place_refusal, write_refusal};
@@ -157,27 +158,12 @@ impl Handler<LccService> for Served {
         {
             question.client = question.client.or(self.client);
         }
-        let without_lease = match &request {
+        let answered = match &request {
             LccRequest::Status
             | LccRequest::Watch { .. }
             | LccRequest::KeepCaches { .. }
-            | LccRequest::Shadow { .. } => None,
-            LccRequest::NewDevices { .. } | LccRequest::Choose { .. } => {
-                let reason = "this local controller has no lease".into();
-                Some(LccRefusal::Unavailable { reason })
-            }
-            _ => Some(LccRefusal::OutcomeUnknown),
-        };
-        // Who is cut off from the others must not keep clients waiting that may ask them. Source: O-4.
-        let refused = async {
-            let Some(refusal) = without_lease else { return std::future::pending().await };
-            self.files.lcc.lease_over().await;
-            refusal
-        };
-        let answered = tokio::select! {
-            biased;
-            refusal = refused => Err(refusal),
-            answered = self.files.answer(*asker, request, payload) => answered,
+            | LccRequest::Shadow { .. } => self.files.answer(*asker, request, payload).await,
+            _ => self.files.answer_under_lease(*asker, request, payload).await,
         };
         match answered {
             Ok((answer, payload)) => (Ok(answer), payload),
@@ -239,6 +225,36 @@ impl Files {
     #[must_use]
     pub fn lcc(&self) -> &Rc<Lcc> {
         &self.lcc
+    }
+
+    /// As `answer`; refused when the lease ends. Who is cut off from the others must not keep clients
+    /// waiting that may ask them. Source: O-4.
+    async fn answer_under_lease(
+        self: &Rc<Self>,
+        asker: Asker,
+        request: LccRequest,
+        payload: Bytes,
+    ) -> Result<(Answer, Payload), LccRefusal> {
+        let refusal = match &request {
+            LccRequest::NewDevices { .. } | LccRequest::Choose { .. } => {
+                LccRefusal::Unavailable { reason: "this local controller has no lease".into() }
+            }
+            _ => LccRefusal::OutcomeUnknown,
+        };
+        if !self.lcc.lease_valid() {
+            return Err(refusal);
+        }
+        let files = self.clone();
+        let mut answering = Box::pin(async move { files.answer(asker, request, payload).await });
+        tokio::select! {
+            biased;
+            answered = &mut answering => answered,
+            () = self.lcc.lease_over() => {
+                // What it has begun goes on.
+                spawn_local(answering);
+                Err(refusal)
+            }
+        }
     }
 
     /// Answers a request of this process or of a connection. It may be dropped at any time: what is
