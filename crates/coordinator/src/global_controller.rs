@@ -155,7 +155,10 @@ impl GlobalController {
             work_cursors: BTreeMap::new(),
         };
         new.follow_map(now, state);
-        let left = lease_at_gc().saturating_sub(silence);
+        let left = match braid_terms::planted!("O-4/a-new-term-counts-no-lease") {
+            false => lease_at_gc().saturating_sub(silence),
+            true => Duration::ZERO,
+        };
         new.lcs.values_mut().for_each(|lease| lease.until = now + left);
         new
     }
@@ -344,7 +347,14 @@ impl GlobalController {
             let owner = state.range_owner(group).filter(|_| !self.given_up.contains(&group));
             owner.filter(|_| !braid_terms::planted!("O-2/numbers-of-ranges-are-free"))
         };
-        holder.or_else(of_range).filter(|lcc| state.is_valid_lcc(*lcc))
+        let is_condemned = |lcc: &Incarnation| {
+            let lease = self.lccs.get(lcc).and_then(|lc| self.lcs.get(lc));
+            lease.is_some_and(|lease| lease.condemned)
+        };
+        let owner = holder.or_else(of_range).filter(|lcc| state.is_valid_lcc(*lcc));
+        owner.filter(|lcc| {
+            !braid_terms::planted!("O-5/grant-before-the-invalidation") || !is_condemned(lcc)
+        })
     }
 
     /// The owner, while its LC's lease runs; after it the LC is condemned.
@@ -388,7 +398,9 @@ impl GlobalController {
 
     /// A number above every earlier grant of the cluster. Source: O-2.
     pub fn next_grant(&mut self) -> GrantNumber {
-        self.counter += 1;
+        if !braid_terms::planted!("O-2/a-grant-number-comes-twice") {
+            self.counter += 1;
+        }
         GrantNumber { term: self.term, counter: self.counter }
     }
 
@@ -433,7 +445,10 @@ impl GlobalController {
     ) {
         for (group, grant) in groups {
             let held = self.holders.get(group);
-            if held.is_some_and(|held| held.lcc == lcc && held.grant <= *grant) {
+            let is_late = |held: &Holding| {
+                *grant < held.grant && !braid_terms::planted!("O-6/a-late-release-counts")
+            };
+            if held.is_some_and(|held| held.lcc == lcc && !is_late(held)) {
                 self.holders.remove(group);
                 // Whoever leased its number has not had it since it was granted.
                 if state.range_owner(*group).is_some() {
@@ -697,3 +712,7 @@ const SWEEPS_MAX: usize = 16;
 #[cfg(test)]
 #[path = "global_controller_test.rs"]
 mod test;
+
+#[cfg(test)]
+#[path = "ownership_model.rs"]
+mod model;

@@ -11,7 +11,8 @@ pub struct Planted {
     pub what: &'static str,
     /// The script that finds it; empty where none does yet.
     pub script: &'static str,
-    /// The file of `tests` with that script, where a test checks that it finds it.
+    /// The file of `tests` with that script, where a test checks that it finds it; or the model of the
+    /// coordinators.
     pub file: &'static str,
 }
 
@@ -34,6 +35,12 @@ const fn by_script(name: &'static str, what: &'static str, script: &'static str)
     Planted { name, what, script, file: "holes" }
 }
 
+/// One that `ownership_model.rs` of the coordinators finds, as a test there checks.
+const fn by_model(name: &'static str, what: &'static str) -> Planted {
+    let (script, file) = ("each_planted_bug_is_found", "ownership_model");
+    Planted { name, what, script, file }
+}
+
 /// One that no script finds yet.
 const fn without_script(name: &'static str, what: &'static str) -> Planted {
     Planted { name, what, script: "", file: "" }
@@ -48,6 +55,7 @@ impl Planted {
 
 /// All of them, in the order of their rules.
 pub const ALL: &[Planted] = &[
+    by_model("O-2/a-grant-number-comes-twice", "grant numbers of a term do not grow"),
     by_script(
         "O-2/numbers-of-ranges-are-free",
         "a number of a leased range is granted to others",
@@ -58,16 +66,22 @@ pub const ALL: &[Planted] = &[
         "a new global controller grants at once",
         "a_new_global_controller_grants_nothing_that_is_owned",
     ),
+    by_model("O-4/a-new-term-counts-no-lease", "a new global controller takes all leases for over"),
     by_script(
         "O-4/answer-without-a-lease",
         "an owner answers when its lease is over",
         "hole_9_the_lease_is_checked_after_the_bytes_are_there",
+    ),
+    by_model(
+        "O-5/grant-before-the-invalidation",
+        "what an owner without a lease has is granted before it is invalid in the log",
     ),
     by_script(
         "O-5/no-fence",
         "a portion takes requests below its grant",
         "what_reached_an_untouched_slot_late_is_not_believed",
     ),
+    by_model("O-6/a-late-release-counts", "a release of an earlier grant ends a later one"),
     by_script(
         "O-6/give-up-undecided",
         "an owner gives up a group with undecided writes",
