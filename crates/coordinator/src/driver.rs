@@ -137,6 +137,8 @@ pub(crate) struct Driver {
     pub(crate) config: CoordinatorConfig,
     pub(crate) raft: Raft,
     pub(crate) state: Rc<RefCell<StateMachine>>,
+    /// The term of the newest entry that the state has.
+    pub(crate) state_term: Rc<Cell<u64>>,
     pub(crate) controller: RefCell<Option<GlobalController>>,
     pub(crate) incoming: Incoming,
     pub(crate) proposals: Rc<Proposals>,
@@ -158,7 +160,9 @@ impl Driver {
         }
         let state = Rc::new(RefCell::new(StateMachine::default()));
         let identity = LogIdentity { cluster: config.cluster, server: config.server };
-        let state_store = StateStore::open(folder.clone(), config.cluster, state.clone());
+        let state_term = Rc::<Cell<u64>>::default();
+        let state_store =
+            StateStore::open(folder.clone(), config.cluster, state.clone(), state_term.clone());
         let state_store = state_store.map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => CoordinatorFatal::Log(error.to_string()),
             _ => CoordinatorFatal::Storage(error),
@@ -187,6 +191,7 @@ impl Driver {
             config,
             raft,
             state,
+            state_term,
             controller: RefCell::default(),
             incoming: Incoming::default(),
             proposals: Rc::default(),

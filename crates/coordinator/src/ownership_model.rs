@@ -331,7 +331,7 @@ impl World {
         let (lc, sent) = (self.lcs[at].lc, self.now);
         let seat = Rc::make_mut(&mut self.seats[nth]);
         let term = seat.gc.term;
-        let renewal = seat.gc.renew(seat.now, seat.now, &seat.log, lc);
+        let renewal = seat.gc.renew(seat.now, seat.now, &seat.log, lc, None);
         self.was_confirmed |= nth + 1 == self.seats.len();
         let Ok(Renewal { tell_holdings: tell }) = renewal else {
             self.lcs[at].is_gone = true;

@@ -167,8 +167,12 @@ impl Driver {
         }
         let mut effects = Vec::new();
         let answer = match &mut *self.controller.borrow_mut() {
-            Some(controller) => ask(controller, &self.state.borrow(), &mut effects),
-            None => return Err(self.not_leader()),
+            // The state of a later term has LCs that this one must not take for its own: what they own
+            // was told to another. Source: O-3.
+            Some(controller) if self.state_term.get() <= controller.term() => {
+                ask(controller, &self.state.borrow(), &mut effects)
+            }
+            _ => return Err(self.not_leader()),
         };
         self.run_effects(effects);
         Ok(answer)

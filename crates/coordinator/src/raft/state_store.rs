@@ -31,6 +31,8 @@ use crate::state_machine::StateMachine;
 pub(crate) struct StateStore {
     file: Rc<SnapshotFile>,
     state: Rc<RefCell<StateMachine>>,
+    /// Of the newest entry that the state has.
+    term: Rc<Cell<u64>>,
     applied: Option<LogId>,
     members: StoredMembership,
 }
@@ -50,11 +52,13 @@ impl StateStore {
         folder: Folder,
         cluster: ClusterId,
         state: Rc<RefCell<StateMachine>>,
+        term: Rc<Cell<u64>>,
     ) -> io::Result<Self> {
         let file = SnapshotFile { folder, cluster, saved: Mutex::default() };
         let mut new = Self {
             file: Rc::new(file),
             state,
+            term,
             applied: None,
             members: StoredMembership::default(),
         };
@@ -68,9 +72,14 @@ impl StateStore {
     }
 
     fn take(&mut self, meta: SnapshotMeta, state: StateMachine) {
-        self.applied = meta.last_log_id;
+        self.note_applied(meta.last_log_id);
         self.members = meta.last_membership;
         *self.state.borrow_mut() = state;
+    }
+
+    fn note_applied(&mut self, entry: Option<LogId>) {
+        self.applied = entry;
+        self.term.set(entry.map_or(0, |entry| EntryId::from(entry).term));
     }
 
     fn head(&self) -> SnapshotHead {
@@ -153,7 +162,7 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     {
         while let Some(entry) = entries.next().await {
             let (entry, responder) = entry?;
-            self.applied = Some(entry.log_id);
+            self.note_applied(Some(entry.log_id));
             let outcomes = match entry.payload {
                 EntryPayload::Blank => Vec::new(),
                 EntryPayload::Membership(members) => {
