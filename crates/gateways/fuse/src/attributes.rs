@@ -147,9 +147,11 @@ impl<S: Store> Vfs<S> {
         stable: bool,
     ) -> Outcome<(Attributes, Right)> {
         let operation = self.store.operation();
-        // Where a file's bytes are is held before they are sent there; how many there are, their own
-        // device knows, too (W-8).
-        let waits = stable || changes.data.is_some();
+        // Where a file's bytes are is held before they are sent there. How many there are, who looks asks
+        // their device while the record counts us as a writer: before that, and without it, what it says
+        // is held. Source: N-2, W-9.
+        let is_counted = changes.device.is_none_or(|news| news.writers < 0);
+        let waits = stable || changes.data.is_some() || !is_counted;
         let op = DirectoryOp::SetAttributes { operation, id, changes, stable };
         let reply = if waits { self.look(home, op).await } else { self.soon(home, op).await };
         match reply? {

@@ -44,13 +44,15 @@ struct Shared {
 
 #[derive(Default)]
 struct Inner {
+    /// As of the last operation that was not answered ahead, if one was since.
+    decided: Option<BTreeMap<DeviceId, Directory>>,
     directories: BTreeMap<DeviceId, Directory>,
     devices: BTreeMap<DeviceId, Device>,
     next_device: u64,
     locks: LockTable,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Directory {
     names: BTreeMap<Bytes, DirectoryEntry>,
     cookies: BTreeMap<u64, Bytes>,
@@ -121,6 +123,14 @@ impl MemoryStore {
         self.shared.without_copies.store(true, Ordering::Relaxed);
     }
 
+    /// What was answered ahead is lost, as where an owner is gone.
+    pub fn lose_ahead(&self) {
+        let mut inner = self.shared.inner.lock().expect("no holder panics");
+        if let Some(decided) = inner.decided.take() {
+            inner.directories = decided;
+        }
+    }
+
     /// Reads of devices so far.
     pub fn reads(&self) -> u64 {
         self.shared.reads.load(Ordering::Relaxed)
@@ -169,9 +179,24 @@ impl Store for MemoryStore {
             return Ok((self.wait_for_lock(lock).await, None));
         }
         let mut inner = self.shared.inner.lock().expect("no holder panics");
+        inner.decided = None;
         let reply = inner.directory(group.group(), op);
         let reply = reply.map_err(|refusal| StoreError::Refused(errno(&refusal)))?;
         Ok((reply, self.right(group.group())))
+    }
+
+    async fn directory_soon(
+        &self,
+        group: &GroupLayout,
+        op: DirectoryOp,
+    ) -> Result<(LccReply, Right), StoreError> {
+        let decided = {
+            let mut inner = self.shared.inner.lock().expect("no holder panics");
+            inner.decided.take().unwrap_or_else(|| inner.directories.clone())
+        };
+        let answer = self.directory(group, op).await;
+        self.shared.inner.lock().expect("no holder panics").decided = Some(decided);
+        answer
     }
 
     fn right(&self, _: DeviceId) -> Right {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use braid_fuse::memory::MemoryStore;
 use common::{TestMount, names};
@@ -40,6 +41,33 @@ fn a_file_that_stays_open_is_soon_there_for_the_other() {
     open.write_all(b"later").expect("one goes on");
     open.sync_all().expect("and syncs");
     assert_eq!(fs::read(other.path("log")).expect("the other reads"), b"later");
+}
+
+/// What was closed is held: its length, too, where what was answered ahead is lost.
+#[test] // Proves: N-2, W-9.
+fn what_was_closed_or_cut_has_its_length_whatever_is_lost_ahead() {
+    let write = |path: &Path| {
+        let file = OpenOptions::new().write(true).open(path).expect("it opens");
+        file.write_all_at(&[7; 300_000], 15_000).expect("it is written");
+    };
+    let cut = |path: &Path| {
+        let file = OpenOptions::new().write(true).open(path);
+        file.and_then(|file| file.set_len(10_000)).expect("it is cut");
+    };
+    let changes: [(&dyn Fn(&Path), usize); 2] = [(&write, 315_000), (&cut, 10_000)];
+    for (change, length) in changes {
+        let store = MemoryStore::default();
+        let Some(one) = TestMount::start(&store, "") else { return };
+        let path = one.path("file");
+        fs::write(&path, [7; 20_000]).expect("it is made");
+        File::open(&path).and_then(|file| file.sync_all()).expect("it is stable");
+        change(&path);
+        store.lose_ahead();
+        let other = TestMount::start(&store, "").expect("one could be mounted");
+        let bytes = fs::read(other.path("file")).expect("it is read");
+        assert_eq!(bytes.len(), length);
+        assert!(bytes.iter().all(|byte| *byte == 7));
+    }
 }
 
 /// Bytes that nobody is told of do not wait: the other could not have them sent.
@@ -343,6 +371,7 @@ mod locks {
     #[test]
     fn who_gets_a_lock_sees_what_was_written_under_it() {
         use std::os::unix::fs::FileExt;
+        use std::path::Path;
         let Some((one, other)) = two() else { return };
         let (a, b) = (open(&one, "file"), open(&other, "file"));
         for round in 0..20_u32 {

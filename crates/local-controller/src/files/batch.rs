@@ -167,9 +167,13 @@ impl<G: GroupAccess> Directory<G> {
         let asked = Asked::new(around.session, &op).that_waits(stable);
         let judge =
             |state: &State, pending: &mut _| rules::change(state, pending, op.clone(), &around);
+        let is_ahead = ahead.is_some() && !stable;
         let changed = self.carry_out(asked, judge, ahead.filter(|_| !stable)).await?;
         if stable && matches!(changed, Changed::Done(_)) {
             self.group.sync().await?;
+        }
+        if !is_ahead {
+            self.check_answer()?;
         }
         Ok(changed)
     }
@@ -482,9 +486,14 @@ impl<G: GroupAccess> Directory<G> {
         let progress = reached.await.expect("the sender is ours").clone();
         match progress.failed {
             Some(refusal) if progress.decided < batch => Err(refusal),
-            // Somebody else may own the group by now, and answer. Source: O-4.
-            _ => self.group.check().map_err(|_| LccRefusal::OutcomeUnknown),
+            _ => Ok(()),
         }
+    }
+
+    /// Whether what is decided may be answered: somebody else may own the group by now, and answer.
+    /// Source: O-4.
+    pub fn check_answer(&self) -> Result<(), LccRefusal> {
+        self.group.check().map_err(|_| LccRefusal::OutcomeUnknown)
     }
 
     /// Waits until the batch being collected is another one.

@@ -175,6 +175,8 @@ impl Files {
             }
             _ => {}
         }
+        // Not before an intent is looked after: it is there, whoever hears of it.
+        directory.check_answer()?;
         Ok(reply)
     }
 

@@ -235,14 +235,8 @@ impl Files {
         request: LccRequest,
         payload: Bytes,
     ) -> Result<(Answer, Payload), LccRefusal> {
-        let refusal = match &request {
-            LccRequest::NewDevices { .. } | LccRequest::Choose { .. } => {
-                LccRefusal::Unavailable { reason: "this local controller has no lease".into() }
-            }
-            _ => LccRefusal::OutcomeUnknown,
-        };
         if !self.lcc.lease_valid() {
-            return Err(refusal);
+            return Err(LccRefusal::NotOwner { owner: None });
         }
         let files = self.clone();
         let mut answering = Box::pin(async move { files.answer(asker, request, payload).await });
@@ -252,7 +246,7 @@ impl Files {
             () = self.lcc.lease_over() => {
                 // What it has begun goes on.
                 spawn_local(answering);
-                Err(refusal)
+                Err(LccRefusal::OutcomeUnknown)
             }
         }
     }

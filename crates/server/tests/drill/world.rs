@@ -387,6 +387,7 @@ impl Mount {
         let before = device(&directory);
         let log = File::create(away.join("mount.log")).unwrap();
         let mut command = cluster.command(&["--cluster", "client/client.toml", "mount", "mnt"]);
+        command.env("RUST_LOG", "info,openraft=error");
         command.arg("--foreground").stdout(Stdio::null()).stderr(log);
         let mut process = command.spawn().map_err(|error| error.to_string())?;
         while device(&directory) == before {
