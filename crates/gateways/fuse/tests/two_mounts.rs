@@ -54,8 +54,7 @@ fn what_was_closed_or_cut_has_its_length_whatever_is_lost_ahead() {
         let file = OpenOptions::new().write(true).open(path);
         file.and_then(|file| file.set_len(10_000)).expect("it is cut");
     };
-    let changes: [(&dyn Fn(&Path), usize); 2] = [(&write, 315_000), (&cut, 10_000)];
-    for (change, length) in changes {
+    for (change, length) in [(&write as &dyn Fn(&Path), 315_000), (&cut, 10_000)] {
         let store = MemoryStore::default();
         let Some(one) = TestMount::start(&store, "") else { return };
         let path = one.path("file");
@@ -371,7 +370,6 @@ mod locks {
     #[test]
     fn who_gets_a_lock_sees_what_was_written_under_it() {
         use std::os::unix::fs::FileExt;
-        use std::path::Path;
         let Some((one, other)) = two() else { return };
         let (a, b) = (open(&one, "file"), open(&other, "file"));
         for round in 0..20_u32 {
