@@ -276,6 +276,11 @@ impl Lcc {
             || braid_terms::planted!("O-4/answer-without-a-lease")
     }
 
+    /// Whether it is about to become the owner of a group.
+    pub(crate) fn is_opening(&self, device: DeviceId) -> bool {
+        matches!(self.groups.borrow().get(&device), Some(Entry::Opening(_)))
+    }
+
     /// Waits until it may not answer.
     pub(crate) async fn lease_over(&self) {
         while self.lease_valid() {

@@ -122,6 +122,10 @@ impl World {
                 | Error::NotEmpty { .. },
             ) => self.reach("refused"),
             Err(Error::Lost { .. }) if self.was_cut.get() => self.reach("lost in a power cut"),
+            // It takes what portions remember of changes, too.
+            Err(Error::Unsure { .. }) if self.was_cut.get() => {
+                self.reach("unsure after a power cut");
+            }
             Err(Error::HeldLost { .. }) if self.was_cut.get() || self.memory.get() => {
                 self.reach("told of a loss");
                 self.oracle.borrow_mut().told_of_loss(self.process);

@@ -238,12 +238,22 @@ impl Files {
         if !self.lcc.lease_valid() {
             return Err(LccRefusal::NotOwner { owner: None });
         }
+        let device = match &request {
+            LccRequest::File { layout, .. } | LccRequest::Directory { layout, .. } => {
+                layout.devices.first().copied()
+            }
+            _ => None,
+        };
         let files = self.clone();
         let mut answering = Box::pin(async move { files.answer(asker, request, payload).await });
         tokio::select! {
             biased;
             answered = &mut answering => answered,
             () = self.lcc.lease_over() => {
+                // It waits for the group: nothing has begun.
+                if device.is_some_and(|device| self.lcc.is_opening(device)) {
+                    return Err(LccRefusal::NotOwner { owner: None });
+                }
                 // What it has begun goes on.
                 spawn_local(answering);
                 Err(LccRefusal::OutcomeUnknown)
