@@ -515,6 +515,8 @@ async fn attend(caches: Weak<Caches>, place: Place, watch: Rc<Watch>) {
     let Some(reach) = caches.upgrade().map(|caches| caches.reach.clone()) else { return };
     if let Ok(client) = reach.client(place).await {
         tokio::select! {
+            // A lease is asked for behind the registration.
+            biased;
             () = poll(&caches, &client, &watch) => {}
             () = prolong(&caches, &client, &watch) => {}
         }

@@ -79,9 +79,8 @@ pub struct Caches {
     /// The lease of the LC ends then.
     lease_until: Cell<Moment>,
     first: Arc<FirstCopy>,
-    /// The global controller knows that clients may have copies: somebody may register.
+    /// The global controller knows that clients may have copies: they may be granted.
     is_told: Cell<bool>,
-    became_told: Notify,
     sessions: RefCell<BTreeMap<Session, Registration>>,
     groups: RefCell<BTreeMap<DeviceId, Watched>>,
     /// Groups that were granted while clients might have copies that gone owners gave.
@@ -189,7 +188,6 @@ impl Caches {
             lease_until: Cell::default(),
             first,
             is_told: Cell::new(false),
-            became_told: Notify::new(),
             sessions: RefCell::default(),
             groups: RefCell::default(),
             quiet: RefCell::default(),
@@ -208,15 +206,6 @@ impl Caches {
     /// The global controller knows that clients may have copies.
     pub fn set_told(&self) {
         self.is_told.set(true);
-        self.became_told.notify_waiters();
-    }
-
-    async fn told(&self) {
-        while !self.is_told.get() {
-            let told = self.became_told.notified();
-            self.first.want();
-            told.await;
-        }
     }
 
     /// A group was granted; clients may have copies of it for so long that its last owner gave.
@@ -231,7 +220,7 @@ impl Caches {
 
     /// What a look of this session says may be kept by it, unless it is about to change.
     pub fn grant(&self, group: DeviceId, session: Session) -> bool {
-        if session == 0 || self.is_ending.get() || !self.is_registered(session) {
+        if session == 0 || self.is_ending.get() || !self.may_have_copies(session) {
             return false;
         }
         let mut groups = self.groups.borrow_mut();
@@ -241,6 +230,11 @@ impl Caches {
             watched.by.insert(session);
         }
         may
+    }
+
+    /// Whether this session may be given copies now. Source: N-1, O-4.
+    fn may_have_copies(&self, session: Session) -> bool {
+        self.is_told.get() && self.is_registered(session)
     }
 
     fn is_registered(&self, session: Session) -> bool {
@@ -296,14 +290,15 @@ impl Caches {
     /// A session is going to keep bytes of a file that it has not sent: nobody else has copies of the
     /// file, or unsent bytes, when this returns. Source: W-9.
     ///
-    /// Errors: `Conflict` where it is not registered.
+    /// Errors: `Conflict` where it is not registered, or the global controller does not know yet that
+    /// clients have copies.
     pub async fn writes(
         self: &Rc<Self>,
         group: DeviceId,
         session: Session,
         id: DeviceId,
     ) -> Result<LccReply, LccRefusal> {
-        if session == 0 || !self.is_registered(session) {
+        if session == 0 || !self.may_have_copies(session) {
             return Err(LccRefusal::Conflict);
         }
         self.before_look(group, session, |of| *of == id).await;
@@ -532,11 +527,10 @@ impl Caches {
         }
         if begins {
             self.end_session(session);
-            if timeout(TELL_MAX, self.told()).await.is_err() {
-                let reason = "the global controller does not answer".into();
-                return Err(LccRefusal::Unavailable { reason });
-            }
             self.register(session, registration)?;
+            if !self.is_told.get() {
+                self.first.want();
+            }
         }
         for answer in answers {
             self.take_answer(session, registration, answer);
@@ -683,8 +677,6 @@ impl Drop for Changing {
 /// So long a look waits for bytes that a client has not sent: longer than those wait for portions of a
 /// machine that stands still.
 const SEND_MAX: Duration = Duration::from_secs(8);
-/// Longest wait until the global controller knows that there are copies.
-const TELL_MAX: Duration = Duration::from_secs(5);
 /// Longest wait of one request for recalls.
 const POLL_MAX: Duration = Duration::from_secs(20);
 const SESSIONS_MAX: usize = 4096;
