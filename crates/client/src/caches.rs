@@ -36,7 +36,7 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_local;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::Error;
 use crate::reach::{Answered, How, Place, Reach};
@@ -194,11 +194,21 @@ impl Group {
         self.records.clear();
     }
 
-    /// Nothing that was given of it may be used any more.
+    /// Nothing that was given of it may be used any more, nor is anything before the next
+    /// [`Self::begin`]: who gives it under this lease does not know of this client yet.
     fn end(&mut self, lease: Arc<Lease>) {
         self.clear();
         self.grant.is_over.store(true, Ordering::Relaxed);
-        self.grant = Arc::new(Grant { lease, ..Grant::default() });
+        let (is_over, used) = (true.into(), self.grant.used().0.into());
+        self.grant = Arc::new(Grant { lease, is_over, used, ..Grant::default() });
+    }
+
+    /// The owner recalls from now on what it gives.
+    fn begin(&mut self) {
+        if self.grant.is_over.load(Ordering::Relaxed) {
+            let (lease, used) = (self.grant.lease.clone(), self.grant.used().0.into());
+            self.grant = Arc::new(Grant { lease, used, ..Grant::default() });
+        }
     }
 }
 
@@ -210,12 +220,34 @@ struct Watch {
     nth: u64,
     answers: RefCell<Vec<(u64, DeviceId, bool)>>,
     has_answers: Notify,
+    began: Moment,
+    /// Its lease runs, or never will.
+    is_decided: Cell<bool>,
+    became_decided: Notify,
 }
 
 impl Watch {
     fn answer(&self, recall: &Recall, is_open: bool) {
         self.answers.borrow_mut().push((recall.number, recall.group, is_open));
         self.has_answers.notify_one();
+    }
+
+    fn decide(&self) {
+        self.is_decided.set(true);
+        self.became_decided.notify_waiters();
+    }
+
+    /// Waits until it is known whether its lease runs, but not long after it began. Says whether it
+    /// waited.
+    async fn decided(&self, now: Moment) -> bool {
+        let left = self.began + DECIDED_MAX - now;
+        let became = self.became_decided.notified();
+        if self.is_decided.get() || left.is_zero() {
+            return false;
+        }
+        // If nothing is known by then, what comes now is not kept.
+        let _ = timeout(left, became).await;
+        true
     }
 }
 
@@ -268,16 +300,28 @@ impl Caches {
             }
             _ => {}
         }
+        let is_look = matches!(op, DirectoryOp::Lookup { .. } | DirectoryOp::GetAttributes { .. });
         let mut touched = touched(&op);
         self.begin_change(group, touched.as_mut());
-        let stamp = self.stamp(group);
-        let mut answered = None;
         let request = LccRequest::Directory { layout: layout.clone(), op: op.clone() };
-        let how = How { is_ahead, ..How::default() };
-        let asked = self.reach.ask_noting(&request, Payload::empty(), how, &mut answered).await;
-        let reply = asked.map(|(reply, _)| reply);
-        let granted = answered.and_then(|answered| self.granted_now(group, &stamp, answered));
-        let alone = self.end_change(group, touched.as_ref(), &stamp);
+        let (reply, granted, alone) = loop {
+            let stamp = self.stamp(group);
+            let mut answered = None;
+            let how = How { is_ahead, ..How::default() };
+            let asked = self.reach.ask_noting(&request, Payload::empty(), how, &mut answered).await;
+            let reply = asked.map(|(reply, _)| reply);
+            let watch = answered.as_ref().map(|answered| self.watch(answered.place));
+            let granted = answered.and_then(|answered| self.granted_now(group, &stamp, answered));
+            // Who hears of recalls looks again once it will hear of them.
+            let again = granted.is_none() && is_look && self.notices.is_some();
+            if again
+                && let Some(watch) = watch
+                && watch.decided(self.now()).await
+            {
+                continue;
+            }
+            break (reply, granted, self.end_change(group, touched.as_ref(), &stamp));
+        };
         if alone && granted.is_some() {
             self.keep(group, &op, &reply);
         }
@@ -393,6 +437,9 @@ impl Caches {
         }
         kept.grant.used.fetch_max(now.0, Ordering::Relaxed);
         let is_same = watch.nth <= stamp.registered && kept.recalls == stamp.recalls;
+        if answered.is_granted && is_same {
+            kept.begin();
+        }
         let may = answered.is_granted && is_same && kept.grant.use_at(now);
         may.then(|| kept.grant.clone())
     }
@@ -442,6 +489,9 @@ impl Caches {
             nth: self.registered.get(),
             answers: RefCell::default(),
             has_answers: Notify::new(),
+            began: self.now(),
+            is_decided: Cell::new(false),
+            became_decided: Notify::new(),
         });
         self.watches.borrow_mut().insert(place, watch.clone());
         let (caches, ours) = (Rc::downgrade(self), watch.clone());
@@ -452,6 +502,7 @@ impl Caches {
     /// All that was given under this lease is dropped.
     fn lose(&self, watch: &Rc<Watch>) {
         watch.lease.0.store(0, Ordering::Relaxed);
+        watch.decide();
         self.watches.borrow_mut().retain(|_, other| !Rc::ptr_eq(other, watch));
         let mut lost = Vec::new();
         self.groups.borrow_mut().retain(|group, kept| {
@@ -573,6 +624,7 @@ async fn prolong(caches: &Weak<Caches>, client: &rpc::Client<Lcc>, watch: &Rc<Wa
             Ok((Ok(Answer { reply: LccReply::Lease(lease_ms), .. }), _)) if lease_ms > 0 => {
                 let until = asked + Duration::from_millis(lease_ms.into());
                 watch.lease.0.fetch_max(until.0, Ordering::Relaxed);
+                watch.decide();
             }
             Ok((Ok(Answer { reply: LccReply::Lease(_), .. }), _)) => {}
             _ => return,
@@ -623,6 +675,8 @@ fn touched(op: &DirectoryOp) -> Option<Touched> {
 /// How often a lease is prolonged while it is used.
 const KEEP_EVERY: Duration = Duration::from_millis(600);
 const KEEP_WAIT: Duration = Duration::from_secs(2);
+/// A look waits at most so long after a registration began for that.
+const DECIDED_MAX: Duration = Duration::from_millis(300);
 /// Longer than an owner lets a poll wait.
 const POLL_MAX: Duration = Duration::from_secs(30);
 /// What an LCC gave is kept so long after its last use.

@@ -81,6 +81,7 @@ pub struct Caches {
     first: Arc<FirstCopy>,
     /// The global controller knows that clients may have copies: they may be granted.
     is_told: Cell<bool>,
+    became_told: Notify,
     sessions: RefCell<BTreeMap<Session, Registration>>,
     groups: RefCell<BTreeMap<DeviceId, Watched>>,
     /// Groups that were granted while clients might have copies that gone owners gave.
@@ -188,6 +189,7 @@ impl Caches {
             lease_until: Cell::default(),
             first,
             is_told: Cell::new(false),
+            became_told: Notify::new(),
             sessions: RefCell::default(),
             groups: RefCell::default(),
             quiet: RefCell::default(),
@@ -206,6 +208,7 @@ impl Caches {
     /// The global controller knows that clients may have copies.
     pub fn set_told(&self) {
         self.is_told.set(true);
+        self.became_told.notify_waiters();
     }
 
     /// A group was granted; clients may have copies of it for so long that its last owner gave.
@@ -528,9 +531,6 @@ impl Caches {
         if begins {
             self.end_session(session);
             self.register(session, registration)?;
-            if !self.is_told.get() {
-                self.first.want();
-            }
         }
         for answer in answers {
             self.take_answer(session, registration, answer);
@@ -625,7 +625,14 @@ impl Caches {
     }
 
     /// See `LccRequest::KeepCaches`.
-    pub fn keep(&self, session: Session, registration: u64) -> Result<LccReply, LccRefusal> {
+    pub async fn keep(&self, session: Session, registration: u64) -> Result<LccReply, LccRefusal> {
+        if !self.is_told.get() {
+            let told = self.became_told.notified();
+            self.first.want();
+            if timeout(TELL_MAX, told).await.is_err() {
+                return Ok(LccReply::Lease(0));
+            }
+        }
         let now = self.env.now();
         if !self.is_registered(session) {
             self.end_session(session);
@@ -642,6 +649,9 @@ impl Caches {
         lease_ms.map(LccReply::Lease).ok_or(LccRefusal::NotFound)
     }
 }
+
+/// Longest wait until the global controller knows that there are copies: shorter than a lease.
+const TELL_MAX: Duration = Duration::from_secs(1);
 
 /// A lease as it counts here: longer than at the client.
 fn here(lease_ms: u32) -> Duration {

@@ -15,7 +15,7 @@
 //!    fetched bytes are kept only if no write touched their place since they were asked for.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -58,6 +58,8 @@ pub struct Inode {
     pub recalls: AtomicU64,
     /// Reads and writes that wait for owners; of a directory, changes of its names.
     pub busy: AtomicU64,
+    /// A task waits until what the kernel has of it is recalled.
+    pub is_covering: AtomicBool,
     /// How often bytes that wait here were asked for.
     pub sends: AtomicU64,
     /// Held while the turn to append is taken or given back.
@@ -216,6 +218,7 @@ impl Inode {
             shared_until: AtomicU64::new(0),
             recalls: AtomicU64::new(0),
             busy: AtomicU64::new(0),
+            is_covering: AtomicBool::new(false),
             sends: AtomicU64::new(0),
             structure: tokio::sync::Mutex::new(()),
             turn: tokio::sync::Mutex::new(()),

@@ -165,6 +165,7 @@ impl<S: Store> Vfs<S> {
                 }
             }
         }
+        self.cover(inode);
         match self.shared.read_here(handle, at, len)? {
             ReadHere::Now(bytes, wants_more) => {
                 if wants_more {

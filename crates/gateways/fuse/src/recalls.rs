@@ -36,7 +36,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::lease_now;
-use crate::inode::{Inode, right_ms};
+use crate::inode::{Inode, Names, right_ms};
 use crate::kernel::drop_attributes;
 use crate::session::to_ino;
 use crate::store::{Right, Store};
@@ -135,6 +135,36 @@ impl<S: Store> Vfs<S> {
                 });
             }
         }
+    }
+
+    /// The kernel got bytes of an open file. Where nobody would recall them they are dropped as soon as
+    /// somebody would: no reader goes on with what another mount has changed. Source: N-1.
+    pub fn cover(self: &Rc<Self>, inode: &Arc<Inode>) {
+        let keeps = self.shared.tuning.ttl_ms > 0 && inode.kind == FileKind::File;
+        if !keeps || self.is_covered(inode) || inode.is_covering.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (vfs, inode) = (self.clone(), inode.clone());
+        tokio::task::spawn_local(async move {
+            let mut pause = COVER_AGAIN;
+            while inode.is_open_file() && !vfs.is_covered(&inode) {
+                sleep(pause).await;
+                pause = (2 * pause).min(COVER_SELDOM);
+                if let Err(error) = vfs.refetch(&inode).await {
+                    tracing::debug!(id = %inode.id, ?error, "not recalled yet");
+                }
+            }
+            inode.is_covering.store(false, Ordering::Relaxed);
+            vfs.shared.drop_pages(inode.id);
+        });
+    }
+
+    fn is_covered(&self, inode: &Inode) -> bool {
+        let is_ours = {
+            let state = inode.state();
+            state.names != Names::Some || state.unborn.is_some()
+        };
+        is_ours || self.store.right(inode.home.group()).is_some()
     }
 
     /// Somebody looks at files of which bytes wait here.
@@ -247,4 +277,7 @@ impl Dropping {
 
 /// So long after a recall of names the kernel is told to ask for each name of the directory.
 const SHARED_FOR: Duration = Duration::from_secs(5);
+/// An owner that does not recall what it says now is asked again after so long, then less often.
+const COVER_AGAIN: Duration = Duration::from_millis(20);
+const COVER_SELDOM: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);

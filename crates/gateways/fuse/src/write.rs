@@ -209,6 +209,7 @@ impl<S: Store> Vfs<S> {
                 _ => Depth::Held,
             };
             self.finish(handle, depth).await?;
+            self.cover(&handle.inode);
         }
         Ok(data.len())
     }

@@ -342,7 +342,7 @@ impl Files {
                 self.lcc.caches.watch(session, registration, begins, answers).await?
             }
             LccRequest::KeepCaches { registration } => {
-                self.lcc.caches.keep(session, registration)?
+                self.lcc.caches.keep(session, registration).await?
             }
         };
         Ok((Answer { reply, written: None }, Payload::empty()))
