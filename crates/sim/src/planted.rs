@@ -41,11 +41,6 @@ const fn by_model(name: &'static str, what: &'static str) -> Planted {
     Planted { name, what, script, file }
 }
 
-/// One that no script finds yet.
-const fn without_script(name: &'static str, what: &'static str) -> Planted {
-    Planted { name, what, script: "", file: "" }
-}
-
 impl Planted {
     /// One whose script is in another file.
     const fn of(self, file: &'static str) -> Self {
@@ -372,12 +367,24 @@ pub const ALL: &[Planted] = &[
         "a_change_is_answered_when_nobody_shows_what_was_before",
     )
     .of("caches"),
-    without_script("N-1/first-copy-is-not-told", "nobody hears that an owner gave copies"),
-    without_script("N-1/caches-outlive-their-lease", "a client uses copies after its lease"),
-    without_script(
+    by_script(
+        "N-1/first-copy-is-not-told",
+        "nobody hears that an owner gave copies",
+        "a_new_owner_waits_for_copies_of_which_it_does_not_know",
+    )
+    .of("caches"),
+    by_script(
+        "N-1/caches-outlive-their-lease",
+        "a client uses copies after its lease",
+        "hole_11_a_paused_mount_shows_nothing_old_when_it_wakes",
+    )
+    .of("caches"),
+    by_script(
         "N-1/new-owner-does-not-wait",
         "a new owner changes what old copies say at once",
-    ),
+        "a_new_owner_waits_for_copies_of_which_it_does_not_know",
+    )
+    .of("caches"),
     by_script(
         "N-3/a-repeated-write-is-done-again",
         "a write that is sent again is done again",

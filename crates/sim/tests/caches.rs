@@ -14,7 +14,7 @@ use std::time::Duration;
 use braid_client::{AttributeChanges, PutOptions};
 use braid_env::simulated::SimProcess;
 use braid_sim::scripted::{Message, Role, Script};
-use braid_wire::lcc::{LccReply, LccRequest};
+use braid_wire::lcc::{LccRefusal, LccReply, LccRequest};
 use tokio::time::{Instant, sleep};
 
 const HOLDER: u32 = 150;
@@ -100,7 +100,10 @@ impl Writer {
     async fn start(script: &Script) -> Self {
         let client = script.cluster.client(2).await.expect("the cluster is there");
         put(&client, FILE).await;
-        Self { client, path: FILE, next: Cell::new(1), answered: Rc::default() }
+        let writer = Self { client, path: FILE, next: Cell::new(1), answered: Rc::default() };
+        // What it was made with counts for less than any other.
+        writer.change().await;
+        writer
     }
 
     async fn change(&self) -> u32 {
@@ -182,7 +185,10 @@ fn a_lease_that_is_not_prolonged_ends() {
         holder.keeps(&script).await;
         let is_kept = |message: &Message| match message {
             Message::ToLcc(request) => matches!(**request, LccRequest::KeepCaches { .. }),
-            Message::FromLcc(reply) => matches!(**reply, Ok(LccReply::Recalls(_))),
+            // Nor that its registration has ended.
+            Message::FromLcc(reply) => {
+                matches!(**reply, Ok(LccReply::Recalls(_)) | Err(LccRefusal::NotFound))
+            }
             _ => false,
         };
         let held = script.hold(move |seen| is_kept(&seen.message));
@@ -276,6 +282,9 @@ fn copies_of_what_moves_away_from_their_mount_are_taken_back() {
 fn each_planted_bug_is_found() {
     found::each_is_found(&[
         ("N-1/recall-not-waited-for", a_change_is_answered_when_nobody_shows_what_was_before),
+        ("N-1/caches-outlive-their-lease", hole_11_a_paused_mount_shows_nothing_old_when_it_wakes),
+        ("N-1/new-owner-does-not-wait", a_new_owner_waits_for_copies_of_which_it_does_not_know),
+        ("N-1/first-copy-is-not-told", a_new_owner_waits_for_copies_of_which_it_does_not_know),
         ("O-6/copies-outlive-a-move", copies_of_what_moves_away_from_their_mount_are_taken_back),
     ]);
 }
