@@ -167,7 +167,7 @@ pub struct Caches {
     watches: RefCell<BTreeMap<Place, Rc<Watch>>>,
     pins: Arc<Pins>,
     notices: Option<mpsc::UnboundedSender<Notice>>,
-    /// Counts registrations.
+    /// Counts registrations that were asked for.
     registered: Cell<u64>,
 }
 
@@ -216,8 +216,8 @@ impl Group {
 struct Watch {
     lease: Arc<Lease>,
     registration: u64,
-    /// Which of ours it is.
-    nth: u64,
+    /// Which of ours it is, once it was asked for.
+    nth: Cell<u64>,
     answers: RefCell<Vec<(u64, DeviceId, bool)>>,
     has_answers: Notify,
     began: Moment,
@@ -436,7 +436,8 @@ impl Caches {
             kept.end(watch.lease.clone());
         }
         kept.grant.used.fetch_max(now.0, Ordering::Relaxed);
-        let is_same = watch.nth <= stamp.registered && kept.recalls == stamp.recalls;
+        // What was asked for before it was for the registration of before, which ended with it.
+        let is_same = watch.nth.get() <= stamp.registered && kept.recalls == stamp.recalls;
         if answered.is_granted && is_same {
             kept.begin();
         }
@@ -482,11 +483,10 @@ impl Caches {
         if let Some(watch) = self.watches.borrow().get(&place) {
             return watch.clone();
         }
-        self.registered.set(self.registered.get() + 1);
         let watch = Rc::new(Watch {
             lease: Arc::default(),
             registration: self.reach.env.random(),
-            nth: self.registered.get(),
+            nth: Cell::new(u64::MAX),
             answers: RefCell::default(),
             has_answers: Notify::new(),
             began: self.now(),
@@ -590,9 +590,13 @@ async fn poll(caches: &Weak<Caches>, client: &rpc::Client<Lcc>, watch: &Rc<Watch
         };
         let registration = watch.registration;
         let request = LccRequest::Watch { registration, begins, answers };
-        begins = false;
         // The one of before ends with it, and brings what was on its way.
         polls.push(client.start_call(&request, Payload::empty(), POLL_MAX));
+        if std::mem::take(&mut begins) {
+            let Some(caches) = caches.upgrade() else { return };
+            caches.registered.set(caches.registered.get() + 1);
+            watch.nth.set(caches.registered.get());
+        }
         loop {
             tokio::select! {
                 biased;

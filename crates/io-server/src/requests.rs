@@ -346,7 +346,13 @@ impl Store {
         let damages = self.damages;
         let group = self.group(key).expect("just loaded");
         // Blocks that an earlier join rebuilt are the state at their decided mark: what is kept of them
-        // up to `after` may not be in its place yet, and nobody tells it as missed.
+        // up to `after` may not be in its place yet, and nobody else tells it as missed. What is above
+        // is dropped, for it may show what does not count, and is missed again.
+        for entry in group.entries.iter().filter(|entry| entry.record.is_none()) {
+            if !whole && after < entry.number {
+                entry.pieces.iter().for_each(|piece| group.missed.add(key.slot, piece.range));
+            }
+        }
         group.drop_entries(position, |entry| {
             (whole || after < entry.number)
                 && !braid_terms::planted!("F-4/a-rejoin-keeps-its-records")

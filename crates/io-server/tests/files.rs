@@ -243,6 +243,55 @@ fn what_an_earlier_join_rebuilt_outlives_the_next_one() {
     });
 }
 
+#[test] // Proves: F-2, F-4.
+fn what_a_rejoin_drops_of_an_earlier_join_is_missed_again() {
+    // The first join rebuilt blocks at a mark that was decided and not stable yet. The slot was removed
+    // again before it was: the second join began below that mark, dropped the blocks, and nobody told
+    // them as missed, for no write had changed them since (simulator, six servers, seed 400082).
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let env = machine::env(Default::default());
+        format(&env, folder.path()).await;
+        let server = start(&env, folder.path(), 1).await;
+        let owner = Owner::new(&server, 7, 1, 1);
+        let rejoin = |owner: &Owner, after, prev| IoRequest::Rejoin {
+            fence: owner.fence(),
+            layout: Box::new(layout(7)),
+            after,
+            prev,
+            decided: prev,
+            lengths: vec![123],
+            home: braid_terms::DeviceId(9),
+            whole: false,
+        };
+        let old = blocks(1, 6);
+        let first = record(number(1, 1), NONE, vec![write(0, &old)]);
+        owner.prepare(first, &old, number(1, 1), number(1, 1)).await.unwrap();
+        let request = rejoin(&owner, number(1, 1), number(1, 9));
+        assert_eq!(report(owner.ask(request, &[]).await.0).unwrap().missed, vec![]);
+        for (decided, first) in [(number(1, 9), 4), (number(1, 12), 1)] {
+            let bytes = blocks(100, 2);
+            let changes = vec![write(first, &bytes)];
+            let rebuild = IoRequest::Rebuild { fence: owner.fence(), decided, changes };
+            assert!(owner.ask(rebuild, &bytes).await.0.is_ok());
+        }
+        let request = rejoin(&owner, number(1, 9), number(1, 20));
+        let missed = report(owner.ask(request, &[]).await.0).unwrap().missed;
+        let range = BlockRange { device_index: 0, first: 1, count: 2 };
+        assert_eq!(missed, vec![Missed { slot: PortionIndex(1), ranges: vec![range] }]);
+        // Also where the join is begun anew, before and after a restart.
+        let request = rejoin(&owner, number(1, 9), number(1, 20));
+        assert_eq!(report(owner.ask(request, &[]).await.0).unwrap().missed, missed);
+        owner.sync().await;
+        drop((owner, server));
+        let server = start(&env, folder.path(), 2).await;
+        let owner = Owner::new(&server, 7, 2, 2);
+        let request = rejoin(&owner, number(1, 9), number(1, 20));
+        assert_eq!(report(owner.ask(request, &[]).await.0).unwrap().missed, missed);
+        assert!(owner.read(number(1, 20), 4, 2).await.unwrap() == blocks(100, 2), "other bytes");
+    });
+}
+
 #[test] // Proves: F-9.
 fn a_removed_group_is_gone_and_its_grant_refused() {
     run(async {

@@ -189,30 +189,29 @@ impl World {
     }
 
     /// A name stands for what it may, its file reads right, and is synced; what made it.
-    async fn check_name(&self, client: &Client, name: &str) -> Option<OpId> {
+    async fn check_name(&self, client: &Client, name: &str) -> Sight {
         if !is_file(name) {
-            let found = self.look(client, name).await;
-            return found.as_ref().and_then(maker_of);
+            return match self.look(client, name).await {
+                None => Sight::Nothing,
+                Some(node) => maker_of(&node).map_or(Sight::Something, Sight::Thing),
+            };
         }
         let Some(maker) = self.look(client, name).await.as_ref().and_then(maker_of) else {
             let begin = self.oracle.borrow_mut().now();
-            return match client.open(name).await {
+            match client.open(name).await {
                 Err(Error::NotFound { .. }) => {
                     let checked = self.oracle.borrow_mut().saw_name(name, begin, Sight::Nothing);
                     checked.err().into_iter().for_each(|wrong| self.violate(wrong));
-                    None
                 }
-                _ => {
-                    self.violate(format!("after healing: {name} cannot be looked up"));
-                    None
-                }
-            };
+                _ => self.violate(format!("after healing: {name} cannot be looked up")),
+            }
+            return Sight::Nothing;
         };
         let Some((op, bytes)) = self.read(client, name).await else {
             if self.violation.borrow().is_none() {
                 self.unreadable(client, name, maker).await;
             }
-            return None;
+            return Sight::Nothing;
         };
         // What a local journal laid again may have stood behind what was only held.
         if self.was_cut.get() && !self.local.get() {
@@ -226,7 +225,7 @@ impl World {
             self.violate(format!("after healing: sync of {name}: {error}"));
         }
         self.oracle.borrow_mut().settle_file(op, &bytes);
-        Some(op)
+        Sight::Thing(op)
     }
 
     /// Only what was never synced may be lost in a power cut of the site.

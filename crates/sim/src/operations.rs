@@ -264,7 +264,8 @@ impl World {
             Ok(node) => match maker_of(node) {
                 Some(op) => Sight::Thing(op),
                 // One that was lost before it was synced begins anew, without its maker.
-                None if self.was_cut.get() && node.is_directory() => {
+                None if node.is_directory() && (self.was_cut.get() || self.has_unmade.get()) => {
+                    self.has_unmade.set(true);
                     self.reach("a directory that was never synced begins anew");
                     Sight::Something
                 }

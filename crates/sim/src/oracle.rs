@@ -40,6 +40,8 @@ pub enum Named {
     Thing(OpId),
     /// What another name stood for while that operation ran.
     From(String),
+    /// A directory that a power cut took before it was synced, and that began anew without its maker.
+    Unmade,
 }
 
 /// What a look at a name showed.
@@ -238,7 +240,7 @@ impl Oracle {
         let mut things = Vec::new();
         for candidate in register.between(during.0, during.1).filter(|c| Some(c.op) != but) {
             match &candidate.value {
-                Named::Nothing => {}
+                Named::Nothing | Named::Unmade => {}
                 Named::Thing(thing) => things.push(*thing),
                 Named::From(source) if depth < DEPTH_MAX => {
                     let Interval { begin, end } = candidate.interval;
@@ -264,7 +266,7 @@ impl Oracle {
         for (op, value, interval) in &candidates {
             let does_fit = match (value, sight) {
                 (Named::Nothing, Sight::Nothing) => true,
-                (Named::Nothing, _) => false,
+                (Named::Nothing, _) | (Named::Unmade, Sight::Nothing | Sight::Thing(_)) => false,
                 // The name of a file whose bytes a power cut took goes, too. Source: N-4.
                 (Named::Thing(thing), Sight::Nothing) => self.may_be_lost(*thing),
                 (Named::From(source), Sight::Nothing) => {
@@ -448,8 +450,12 @@ impl Oracle {
     }
 
     /// Nothing is under way, all was synced, and this is what a name stands for.
-    pub fn settle_name(&mut self, name: &str, found: Option<OpId>) {
-        let value = found.map_or(Named::Nothing, Named::Thing);
+    pub fn settle_name(&mut self, name: &str, found: Sight) {
+        let value = match found {
+            Sight::Nothing => Named::Nothing,
+            Sight::Thing(op) => Named::Thing(op),
+            Sight::Something => Named::Unmade,
+        };
         self.names.insert(name.to_owned(), Register::new(value));
     }
 

@@ -114,6 +114,8 @@ pub struct World {
     pub stop: Rc<Cell<bool>>,
     /// The site lost its power in this round.
     pub was_cut: Rc<Cell<bool>>,
+    /// A directory began anew after one, in this round or before: it does not tell who made it.
+    pub has_unmade: Rc<Cell<bool>>,
     /// Some clients keep copies of what owners say, as mounts do. Not where the site loses its power: what
     /// was not synced may be gone while they still have it.
     pub keeps_copies: Rc<Cell<bool>>,
@@ -144,6 +146,7 @@ pub fn run_seed(seed: u64, settings: Settings) -> Outcome {
             violation: Rc::default(),
             stop: Rc::default(),
             was_cut: Rc::default(),
+            has_unmade: Rc::default(),
             keeps_copies: Rc::default(),
             has_rotted: Rc::default(),
             memory: Rc::new(Cell::new(seed.is_multiple_of(3))),

@@ -173,7 +173,7 @@ impl Group {
         }
         self.after_slot_change();
         drop(guard);
-        let mut missed = self.missed_of(index, after, whole).await?;
+        let mut missed = self.missed_of(index, after, whole, &report).await?;
         if planted!("F-4/close-before-the-rebuild") {
             missed.clear();
         }
@@ -230,12 +230,14 @@ impl Group {
             .collect()
     }
 
-    /// Everything that a slot lacks of writes above `after`. Source: F-2.
+    /// Everything that a slot lacks of writes above `after`, also what it dropped itself as it
+    /// rejoined. Source: F-2.
     async fn missed_of(
         self: &Rc<Self>,
         index: PortionIndex,
         after: WriteNumber,
         whole: bool,
+        rejoined: &Report,
     ) -> Option<Vec<BlockRange>> {
         let mut rows: BTreeMap<u8, BTreeSet<u64>> = BTreeMap::new();
         if whole {
@@ -254,6 +256,7 @@ impl Group {
             let blocks = rows.entry(range.device_index).or_default();
             blocks.extend(range.first..range.first + range.count);
         };
+        self.missed_in(rejoined, index, after).iter().for_each(&mut add);
         let slots = {
             let state = self.state.borrow();
             // A slot that was never written knows nothing of the group.
