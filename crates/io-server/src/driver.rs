@@ -466,10 +466,30 @@ impl IoServer {
             IoRequest::Read(request) => return Begun::Read(request),
             IoRequest::Seek(seek) => store.seek(&seek),
             IoRequest::Inspect { fence } => store.inspect(&fence).map(report),
-            IoRequest::Rejoin { fence, layout, after, prev, decided, lengths, home, whole } => {
+            IoRequest::Rejoin {
+                fence,
+                layout,
+                after,
+                prev,
+                decided,
+                lengths,
+                home,
+                whole,
+                operations,
+            } => {
                 let (key, grant, layout) = (key_of(&fence), fence.grant, *layout);
-                let rejoined =
-                    Rejoined { key, grant, layout, after, prev, decided, lengths, home, whole };
+                let rejoined = Rejoined {
+                    key,
+                    grant,
+                    layout,
+                    after,
+                    prev,
+                    decided,
+                    lengths,
+                    home,
+                    whole,
+                    operations: *operations,
+                };
                 match store.rejoin(&fence, rejoined) {
                     Ok(()) => return Begun::Rejoined(fence),
                     Err(refusal) => Err(refusal),

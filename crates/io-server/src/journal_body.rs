@@ -180,6 +180,8 @@ pub struct Rejoined {
     pub home: DeviceId,
     /// All content was dropped.
     pub whole: bool,
+    /// The latest changes of clients at `decided`.
+    pub operations: Operations,
 }
 
 /// Blocks laid behind everything kept.

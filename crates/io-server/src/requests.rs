@@ -371,11 +371,7 @@ impl Store {
         group.stable = rejoined.decided;
         group.lengths = rejoined.lengths;
         group.lengths_at = rejoined.decided;
-        // The next record tells what it missed of these, too.
-        if whole {
-            group.operations.done.clear();
-        }
-        group.operations.forgotten = group.operations.forgotten.max(rejoined.decided);
+        group.operations = rejoined.operations;
         group.outcome = None;
         group.damaged_after = None;
         group.damages_repaired = damages;

@@ -174,6 +174,7 @@ fn what_an_absent_slot_misses_is_told_and_a_rejoined_slot_is_rebuilt() {
             lengths: vec![123],
             home: braid_terms::DeviceId(9),
             whole: true,
+            operations: Box::default(),
         };
         let report = report(owner.ask(request, &[]).await.0).unwrap();
         assert_eq!((report.last, report.lengths), (number(1, 9), vec![123]));
@@ -218,6 +219,7 @@ fn what_an_earlier_join_rebuilt_outlives_the_next_one() {
             lengths: vec![123],
             home: braid_terms::DeviceId(9),
             whole: false,
+            operations: Box::default(),
         };
         let old = blocks(1, 6);
         let first = record(number(1, 1), NONE, vec![write(0, &old)]);
@@ -263,6 +265,7 @@ fn what_a_rejoin_drops_of_an_earlier_join_is_missed_again() {
             lengths: vec![123],
             home: braid_terms::DeviceId(9),
             whole: false,
+            operations: Box::default(),
         };
         let old = blocks(1, 6);
         let first = record(number(1, 1), NONE, vec![write(0, &old)]);

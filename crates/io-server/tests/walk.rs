@@ -357,6 +357,7 @@ impl Walk {
             lengths: vec![1],
             home: DeviceId(9),
             whole,
+            operations: Box::default(),
         };
         report(owner.ask(request, &[]).await.0).unwrap();
         let mut first = 0;

@@ -135,6 +135,8 @@ pub enum IoRequest {
         home: DeviceId,
         /// Drop all content first: the fact says `whole`.
         whole: bool,
+        /// The latest changes of clients at `decided`, in place of what the slot knows. Source: N-3.
+        operations: Box<Operations>,
     },
     /// Rebuilt blocks of a joining slot, laid in place behind everything it keeps; the payload is
     /// their bytes. Only under the owner's row locks. Answer: `Promised`. Source: F-4, F-6.

@@ -17,6 +17,7 @@ use std::rc::Rc;
 use braid_env::Payload;
 use braid_terms::{FactKind, PortionIndex, WriteNumber, planted, sometimes};
 use braid_wire::io::{BlockRange, Change, IoReply, IoRequest, Missed, Read, RecordKind, Report};
+use braid_wire::operations::OPERATIONS_MAX;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -137,9 +138,11 @@ impl Group {
         let everything = self.everything();
         let guard = self.locks.lock(everything, false).await;
         self.pending_settled().await.ok()?;
-        let (prev, decided, lengths) = {
+        let (prev, decided, lengths, operations) = {
             let state = self.state.borrow();
-            (state.last, state.decided, state.decided_lengths.clone())
+            let mut operations = state.operations.clone();
+            operations.limit(OPERATIONS_MAX);
+            (state.last, state.decided, state.decided_lengths.clone(), Box::new(operations))
         };
         let request = IoRequest::Rejoin {
             fence: self.fence(index, &up),
@@ -150,6 +153,7 @@ impl Group {
             lengths,
             home: self.home.get(),
             whole,
+            operations,
         };
         let answer = up.client.call(&request, Payload::empty(), SYNC_WAIT).await;
         let Ok((Ok(IoReply::Report(report)), _)) = answer else {
