@@ -159,6 +159,8 @@ impl World {
         self.oracle.borrow_mut().power_cut();
         self.was_cut.set(true);
         sleep(self.span(3000)).await;
+        // An owner that outlives it, of a mount, shows what it has until it finds that out.
+        self.oracle.borrow_mut().power_cut();
         for server in 1..=settings.servers {
             if self.random(2) == 0 {
                 sleep(self.span(500)).await;
