@@ -230,7 +230,7 @@ impl World {
 
     /// Only what was never synced may be lost in a power cut of the site.
     async fn unreadable(&self, client: &Client, name: &str, maker: OpId) {
-        let may_be = self.oracle.borrow().may_be_lost(maker);
+        let may_be = self.oracle.borrow().may_be_unreadable(maker);
         if !self.was_cut.get() || !may_be {
             return self.violate(format!("after healing: {name} cannot be read"));
         }

@@ -472,6 +472,12 @@ impl Oracle {
         self.files.get(&file).is_some_and(FileModel::may_be_lost)
     }
 
+    /// Whether a power cut may have taken all bytes that a file had.
+    #[must_use]
+    pub fn may_be_unreadable(&self, file: OpId) -> bool {
+        self.files.get(&file).is_some_and(FileModel::may_be_unreadable)
+    }
+
     /// What became of a file in the power cut is a prefix of what was done to it.
     ///
     /// Errors: what is wrong, for people.

@@ -64,6 +64,8 @@ pub struct FileModel {
     /// Its making was synced.
     made_stable: bool,
     was_cut: bool,
+    /// A power cut came while no byte was stable: its device may be gone, though not its name.
+    had_no_bytes: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -92,7 +94,13 @@ impl FileModel {
         }
         let interval = Interval { begin: 0, end: 0 };
         let first = LengthChange { op, interval, length, cuts: true, stable: false };
-        Self { ranges, lengths: vec![first], made_stable: false, was_cut: false }
+        Self {
+            ranges,
+            lengths: vec![first],
+            made_stable: false,
+            was_cut: false,
+            had_no_bytes: false,
+        }
     }
 
     fn split(&mut self, at: u64) {
@@ -245,6 +253,7 @@ impl FileModel {
 
     pub fn power_cut(&mut self) {
         self.was_cut |= !self.made_stable;
+        self.had_no_bytes |= !self.lengths.iter().any(|change| change.stable && 0 < change.length);
         self.ranges.values_mut().for_each(Register::power_cut);
         for change in self.lengths.iter_mut().filter(|change| !change.stable) {
             change.interval.end = Tick::MAX;
@@ -267,11 +276,15 @@ impl FileModel {
         let change = LengthChange { op: OpId(0), interval, length, cuts: true, stable: true };
         self.lengths = vec![change];
         self.made_stable = true;
-        self.was_cut = false;
+        (self.was_cut, self.had_no_bytes) = (false, false);
     }
 
     pub fn may_be_lost(&self) -> bool {
         self.was_cut
+    }
+
+    pub fn may_be_unreadable(&self) -> bool {
+        self.was_cut || self.had_no_bytes
     }
 
     /// Among what is certainly there, nothing is older than an operation that is not.
