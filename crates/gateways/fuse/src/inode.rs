@@ -287,6 +287,11 @@ impl State {
             || !self.flights.is_empty()
     }
 
+    /// Whether no bytes wait to be sent or answered.
+    pub fn is_quiet(&self) -> bool {
+        self.dirty.is_empty() && self.flights.is_empty()
+    }
+
     /// Whether the record may be believed.
     pub fn is_fresh(&self) -> bool {
         self.right.as_ref().is_some_and(|right| right.use_at(lease_now()))
@@ -421,7 +426,7 @@ impl State {
     /// What the record is to hear of the device once nothing is under way: its length, and, when
     /// nothing waits either, that this mount writes no more. Source: N-2.
     pub fn device_news(&self) -> Option<DeviceNews> {
-        let quiet = self.dirty.is_empty() && self.flights.is_empty();
+        let quiet = self.is_quiet();
         let news = DeviceNews {
             device: self.device()?.group(),
             length: (self.heard_length != DeviceLength::default()).then_some(self.heard_length),

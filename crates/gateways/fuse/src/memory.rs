@@ -20,6 +20,7 @@ use braid_wire::lcc::{
 };
 use braid_wire::locks::LockTable;
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use crate::clock::{lease_now, wall};
 use crate::errno::Errno;
@@ -40,6 +41,10 @@ struct Shared {
     broken: std::sync::atomic::AtomicBool,
     /// Nobody may keep copies, for tests.
     without_copies: std::sync::atomic::AtomicBool,
+    /// Writes of bytes wait for permits of it, for tests.
+    gate: Mutex<Option<Arc<Semaphore>>>,
+    /// Writes of bytes that were asked for.
+    writes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -107,6 +112,8 @@ impl Default for MemoryStore {
                 reads: AtomicU64::new(0),
                 broken: std::sync::atomic::AtomicBool::new(false),
                 without_copies: std::sync::atomic::AtomicBool::new(false),
+                gate: Mutex::default(),
+                writes: AtomicU64::new(0),
             }),
         }
     }
@@ -121,6 +128,25 @@ impl MemoryStore {
     /// From now on nobody may keep copies, as where an owner gives no lease.
     pub fn end_copies(&self) {
         self.shared.without_copies.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on each write of bytes waits for a permit of what this gives.
+    pub fn hold_writes(&self) -> Arc<Semaphore> {
+        let gate = Arc::new(Semaphore::new(0));
+        *self.shared.gate.lock().expect("no holder panics") = Some(gate.clone());
+        gate
+    }
+
+    /// Writes of bytes that were asked for so far.
+    pub fn writes(&self) -> u64 {
+        self.shared.writes.load(Ordering::Relaxed)
+    }
+
+    /// The size that the record of a file says, by its name in the root.
+    pub fn size_of(&self, name: &str) -> Option<u64> {
+        let inner = self.shared.inner.lock().expect("no holder panics");
+        let root = inner.directories.get(&ROOT)?;
+        Some(root.records.get(&root.names.get(name.as_bytes())?.id)?.size)
     }
 
     /// What was answered ahead is lost, as where an owner is gone.
@@ -233,6 +259,11 @@ impl Store for MemoryStore {
         payload: Payload,
     ) -> Result<(LccReply, Bytes), StoreError> {
         let changes = matches!(op, FileOp::Write { .. } | FileOp::WriteMany { .. });
+        let gate = self.shared.gate.lock().expect("no holder panics").clone();
+        if let Some(gate) = gate.filter(|_| changes) {
+            self.shared.writes.fetch_add(1, Ordering::Relaxed);
+            gate.acquire().await.expect("it is never closed").forget();
+        }
         if changes && self.shared.broken.load(Ordering::Relaxed) {
             return Err(StoreError::Refused(Errno::NOSPC));
         }

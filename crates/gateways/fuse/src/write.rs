@@ -512,11 +512,13 @@ impl<S: Store> Vfs<S> {
 
     /// Brings size and time in the record up to date.
     async fn flush_record(&self, inode: &Arc<Inode>, stable: bool) -> Outcome<()> {
-        let (changes, sequence, mtime) = {
+        let (changes, told, mtime) = {
             let mut state = inode.state();
             if state.mtime_waits.is_none() && !state.size_waits {
                 return Ok(());
             }
+            // What is not at the device yet is not in the length that is told.
+            let told = state.is_quiet().then_some(state.sequence);
             let device = state.device_news();
             state.is_marked &= device.is_none_or(|news| news.writers == 0);
             let changes = AttributeChanges {
@@ -524,13 +526,13 @@ impl<S: Store> Vfs<S> {
                 device,
                 ..AttributeChanges::default()
             };
-            (changes, state.sequence, state.mtime_waits)
+            (changes, told, state.mtime_waits)
         };
         match self.set_record(&inode.home, inode.id, changes, stable).await {
             Ok((record, right)) => {
                 {
                     let mut state = inode.state();
-                    state.record_waits_no_more(Some(sequence), mtime);
+                    state.record_waits_no_more(told, mtime);
                     state.record_unstable = !stable;
                 }
                 self.absorb(inode, record, true, right);

@@ -69,6 +69,31 @@ fn what_was_closed_or_cut_has_its_length_whatever_is_lost_ahead() {
     }
 }
 
+/// The mount tells a size by itself while a later write is on its way: a sync must tell that one's.
+#[test] // Proves: N-2, W-9.
+fn a_size_that_was_told_early_is_told_again() {
+    let store = MemoryStore::default();
+    let Some(one) = TestMount::start(&store, "") else { return };
+    fs::write(one.path("file"), [7; 20_000]).expect("it is made");
+    let file = OpenOptions::new().write(true).open(one.path("file")).expect("it opens");
+    file.sync_all().expect("it is stable");
+    // These waits never end if what they wait for never happens.
+    let until = |is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            std::thread::yield_now();
+        }
+    };
+    let gate = store.hold_writes();
+    file.write_all_at(&[7; 5_000], 20_000).expect("it is written");
+    until(&|| store.writes() == 1);
+    file.write_all_at(&[7; 200_000], 25_000).expect("it is written");
+    gate.add_permits(1);
+    until(&|| store.writes() == 2 && store.size_of("file") == Some(25_000));
+    gate.add_permits(1_000);
+    file.sync_all().expect("it is stable");
+    assert_eq!(store.size_of("file"), Some(225_000));
+}
+
 /// Bytes that nobody is told of do not wait: the other could not have them sent.
 #[test] // Proves: N-1, W-9.
 fn without_a_lease_the_other_sees_each_write_at_once() {
