@@ -98,3 +98,10 @@ pub const fn note_reached(_name: &'static str) {}
 pub fn take_reached() -> std::collections::BTreeMap<&'static str, u64> {
     REACHED.take()
 }
+
+/// What this thread reached: nothing is counted here.
+#[cfg(not(feature = "planted"))]
+#[must_use]
+pub const fn take_reached() -> std::collections::BTreeMap<&'static str, u64> {
+    std::collections::BTreeMap::new()
+}
