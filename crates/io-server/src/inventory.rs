@@ -9,9 +9,9 @@ use braid_terms::{BLOCK_SIZE, Incarnation, PortionName};
 use braid_wire::io::{BlockRange, IoRefusal, IoReply, PortionDescription};
 use tokio::task::yield_now;
 
-use crate::group::slot_fits;
+use crate::group::{Source, slot_fits};
 use crate::journal_body::SlotKey;
-use crate::portion_file::is_good;
+use crate::portion_file::{PortionError, is_good};
 use crate::portion_page::{GROUP_BLOCKS, block_offset, slots_offset};
 use crate::store::{Store, disk_refusal, portion_refusal, unreadable};
 
@@ -120,8 +120,9 @@ pub(crate) struct Verified {
     pub bad: Vec<BlockRange>,
 }
 
-/// Verifies the applied blocks of one checksum group; those that a kept record changes are left out,
-/// because their bytes may be on the way. `None` behind the file's end. Source: F-6.
+/// Verifies the blocks of one checksum group that stand in their place: the applied ones, and those of
+/// kept records that went there at once. A record may be kept for as long as nobody asks for its group.
+/// `None` behind the file's end. Source: F-6.
 ///
 /// Errors: `UnknownGroup` where there is no such portion, `Unreadable`.
 pub(crate) async fn verify_group(
@@ -129,7 +130,7 @@ pub(crate) async fn verify_group(
     name: PortionName,
     group: u64,
 ) -> Result<Option<Verified>, IoRefusal> {
-    let (file, range, wanted) = {
+    let (key, file, range, wanted) = {
         let mut store = store.borrow_mut();
         let (key, device_index) = store.header_names_device(name)?;
         store.files.trim();
@@ -140,20 +141,13 @@ pub(crate) async fn verify_group(
             return Ok(None);
         }
         let range = BlockRange { device_index, first: group * GROUP_BLOCKS, count: GROUP_BLOCKS };
-        let covered = store.groups.get(&key).map(|group| group.covered(range));
-        let covered = covered.unwrap_or_default();
-        let checksums = match store.files.checksums(name, group) {
-            Ok(checksums) => checksums,
-            Err(crate::portion_file::PortionError::PageLost { .. }) => {
+        match store.standing(key, name, range) {
+            Ok(wanted) => (key, file, range, wanted),
+            Err(PortionError::PageLost { .. }) => {
                 return Ok(Some(Verified { blocks: 0, bad: vec![range] }));
             }
             Err(error) => return Err(portion_refusal(&error)),
-        };
-        let crc = |index: usize| {
-            let skipped = covered.contains(device_index, range.first + index as u64);
-            checksums.get(index).filter(|_| !skipped)
-        };
-        (file, range, (0..GROUP_BLOCKS as usize).map(crc).collect::<Vec<_>>())
+        }
     };
     let mut seen = Verified::default();
     // One read for each run of blocks that are there.
@@ -174,7 +168,12 @@ pub(crate) async fn verify_group(
             let number = first + at as u64;
             // A block that was changed since the list was made is good by its new checksum.
             if !block.is_some_and(|block| is_good(block, *crc))
-                && store.borrow_mut().still_has(name, number, *crc)
+                && store.borrow_mut().still_has(
+                    key,
+                    name,
+                    BlockRange { first: number, count: 1, ..range },
+                    *crc,
+                )
             {
                 match seen.bad.last_mut() {
                     Some(last) if last.first + last.count == number => last.count += 1,
@@ -190,9 +189,39 @@ pub(crate) async fn verify_group(
 }
 
 impl Store {
-    fn still_has(&mut self, name: PortionName, block: u64, crc: u32) -> bool {
-        let index = usize::try_from(block % GROUP_BLOCKS).unwrap_or(0);
-        let checksums = self.files.checksums(name, block / GROUP_BLOCKS);
-        checksums.is_ok_and(|checksums| checksums.get(index) == Some(crc))
+    /// Checksums that blocks of one checksum group must fit where they stand; none for those that stand
+    /// nowhere, in the journal, or are on their way.
+    fn standing(
+        &mut self,
+        key: SlotKey,
+        name: PortionName,
+        range: BlockRange,
+    ) -> Result<Vec<Option<u32>>, PortionError> {
+        let first = usize::try_from(range.first % GROUP_BLOCKS).expect("below a group of blocks");
+        let count = usize::try_from(range.count).expect("at most a group of blocks");
+        let checksums = self.files.checksums(name, range.first / GROUP_BLOCKS)?;
+        let mut wanted: Vec<_> = (first..first + count).map(|at| checksums.get(at)).collect();
+        let entries = self.groups.get(&key).into_iter().flat_map(|group| &group.entries);
+        let pieces = entries.flat_map(|entry| &entry.pieces);
+        for piece in pieces.filter(|piece| piece.range.device_index == range.device_index) {
+            let begin = piece.range.first.max(range.first);
+            let end = (piece.range.first + piece.range.count).min(range.first + range.count);
+            for block in begin..end {
+                let index_in = |range: BlockRange| usize::try_from(block - range.first);
+                let at = index_in(piece.range).expect("a piece in memory");
+                let is_here = piece.source == Source::Direct
+                    && self
+                        .direct
+                        .meeting(name, BlockRange { first: block, count: 1, ..range })
+                        .is_empty();
+                wanted[index_in(range).expect("at most a group of blocks")] =
+                    is_here.then(|| piece.crcs[at]);
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn still_has(&mut self, key: SlotKey, name: PortionName, block: BlockRange, crc: u32) -> bool {
+        self.standing(key, name, block).is_ok_and(|wanted| wanted == [Some(crc)])
     }
 }

@@ -93,7 +93,7 @@ impl RangeSet {
     }
 
     /// Whether a block is in it.
-    #[must_use]
+    #[cfg(test)]
     pub fn contains(&self, device_index: u8, block: u64) -> bool {
         let before = self.ranges.range(..=(device_index, block)).next_back();
         before.is_some_and(|((device, _), end)| *device == device_index && block < *end)

@@ -180,6 +180,31 @@ fn verification_finds_the_bad_block() {
     });
 }
 
+/// A record of which nobody says that it is stable stays in the journal, its bytes in their place.
+#[test] // Proves: F-6.
+fn verification_finds_the_bad_block_of_a_kept_record() {
+    run(async {
+        let disk = filled().await;
+        let env = disk.env(2);
+        let server = start(&env, Path::new("/disk"), 2).await;
+        let owner = Owner::new(&server, 7, 2, 2);
+        owner.open().await.unwrap();
+        let bytes = blocks(9, 8);
+        let later = record(number(2, 1), number(1, 3), vec![write(620, &bytes)]);
+        owner.prepare(later, &bytes, number(1, 3), number(1, 3)).await.unwrap();
+        owner.sync().await;
+        let name = layout(7).portion_name(0, PortionIndex(1));
+        let bad = async || match owner.ask(IoRequest::Verify { name }, &[]).await.0 {
+            Ok(IoReply::Verified { blocks, bad }) => (blocks, bad),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(bad().await, (15, vec![]));
+        disk.flip(&name.path(), (514 + 2 + 623 - 512) * 4096 + 5, 1);
+        let range = BlockRange { device_index: 0, first: 623, count: 1 };
+        assert_eq!(bad().await, (15, vec![range]));
+    });
+}
+
 #[test] // Proves: F-6.
 fn a_scrub_finds_the_bad_block_looks_again_and_remembers_when() {
     run(async {

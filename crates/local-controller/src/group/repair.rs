@@ -138,6 +138,7 @@ impl Group {
         let everything = self.everything();
         let guard = self.locks.lock(everything, false).await;
         self.pending_settled().await.ok()?;
+        self.note_missed_of_others(index).await?;
         let (prev, decided, lengths, operations) = {
             let state = self.state.borrow();
             let mut operations = state.operations.clone();
@@ -177,7 +178,7 @@ impl Group {
         }
         self.after_slot_change();
         drop(guard);
-        let mut missed = self.missed_of(index, after, whole, &report).await?;
+        let mut missed = self.missed_of(index, after, whole, Some(&report)).await?;
         if planted!("F-4/close-before-the-rebuild") {
             missed.clear();
         }
@@ -234,6 +235,32 @@ impl Group {
             .collect()
     }
 
+    /// A slot that rejoins drops the records that tell what others lack: that is noted here before. Whoever
+    /// else has them may be gone when the others come back. Source: F-2.
+    async fn note_missed_of_others(self: &Rc<Self>, index: PortionIndex) -> Option<()> {
+        let others: Vec<_> = {
+            let state = self.state.borrow();
+            let others = state.slots.iter().filter(|slot| slot.index != index);
+            let lacking = others.filter_map(|slot| match slot.condition {
+                Condition::Suspect { after, whole: false, .. }
+                | Condition::Joining { after, whole: false, .. } => Some((slot.index, after)),
+                _ => None,
+            });
+            lacking.collect()
+        };
+        for (slot, after) in others {
+            let ranges = self.missed_of(slot, after, false, None).await?;
+            let mut state = self.state.borrow_mut();
+            // It may be whole again by now.
+            if state.slot(slot).condition.in_sync() {
+                continue;
+            }
+            state.missed.retain(|missed| missed.slot != slot);
+            state.missed.push(Missed { slot, ranges });
+        }
+        Some(())
+    }
+
     /// Everything that a slot lacks of writes above `after`, also what it dropped itself as it
     /// rejoined. Source: F-2.
     async fn missed_of(
@@ -241,7 +268,7 @@ impl Group {
         index: PortionIndex,
         after: WriteNumber,
         whole: bool,
-        rejoined: &Report,
+        rejoined: Option<&Report>,
     ) -> Option<Vec<BlockRange>> {
         let mut rows: BTreeMap<u8, BTreeSet<u64>> = BTreeMap::new();
         if whole {
@@ -260,7 +287,9 @@ impl Group {
             let blocks = rows.entry(range.device_index).or_default();
             blocks.extend(range.first..range.first + range.count);
         };
-        self.missed_in(rejoined, index, after).iter().for_each(&mut add);
+        if let Some(rejoined) = rejoined {
+            self.missed_in(rejoined, index, after).iter().for_each(&mut add);
+        }
         let slots = {
             let state = self.state.borrow();
             // A slot that was never written knows nothing of the group.
