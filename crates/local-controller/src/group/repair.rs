@@ -138,7 +138,6 @@ impl Group {
         let everything = self.everything();
         let guard = self.locks.lock(everything, false).await;
         self.pending_settled().await.ok()?;
-        self.note_missed_of_others(index).await?;
         let (prev, decided, lengths, operations) = {
             let state = self.state.borrow();
             let mut operations = state.operations.clone();
@@ -178,7 +177,7 @@ impl Group {
         }
         self.after_slot_change();
         drop(guard);
-        let mut missed = self.missed_of(index, after, whole, Some(&report)).await?;
+        let mut missed = self.missed_of(index, after, whole, &report).await?;
         if planted!("F-4/close-before-the-rebuild") {
             missed.clear();
         }
@@ -235,32 +234,6 @@ impl Group {
             .collect()
     }
 
-    /// A slot that rejoins drops the records that tell what others lack: that is noted here before. Whoever
-    /// else has them may be gone when the others come back. Source: F-2.
-    async fn note_missed_of_others(self: &Rc<Self>, index: PortionIndex) -> Option<()> {
-        let others: Vec<_> = {
-            let state = self.state.borrow();
-            let others = state.slots.iter().filter(|slot| slot.index != index);
-            let lacking = others.filter_map(|slot| match slot.condition {
-                Condition::Suspect { after, whole: false, .. }
-                | Condition::Joining { after, whole: false, .. } => Some((slot.index, after)),
-                _ => None,
-            });
-            lacking.collect()
-        };
-        for (slot, after) in others {
-            let ranges = self.missed_of(slot, after, false, None).await?;
-            let mut state = self.state.borrow_mut();
-            // It may be whole again by now.
-            if state.slot(slot).condition.in_sync() {
-                continue;
-            }
-            state.missed.retain(|missed| missed.slot != slot);
-            state.missed.push(Missed { slot, ranges });
-        }
-        Some(())
-    }
-
     /// Everything that a slot lacks of writes above `after`, also what it dropped itself as it
     /// rejoined. Source: F-2.
     async fn missed_of(
@@ -268,7 +241,7 @@ impl Group {
         index: PortionIndex,
         after: WriteNumber,
         whole: bool,
-        rejoined: Option<&Report>,
+        rejoined: &Report,
     ) -> Option<Vec<BlockRange>> {
         let mut rows: BTreeMap<u8, BTreeSet<u64>> = BTreeMap::new();
         if whole {
@@ -287,9 +260,14 @@ impl Group {
             let blocks = rows.entry(range.device_index).or_default();
             blocks.extend(range.first..range.first + range.count);
         };
-        if let Some(rejoined) = rejoined {
-            self.missed_in(rejoined, index, after).iter().for_each(&mut add);
-        }
+        // Only what it dropped: its records above `after` went with that.
+        let stands_behind = planted!("F-2/nothing-is-noted-as-missed")
+            || planted!("F-2/the-miss-map-is-ignored")
+            || planted!("F-2/the-mark-is-too-high")
+            || planted!("F-4/a-rejoin-keeps-its-records");
+        let dropped = rejoined.missed.iter().filter(|missed| missed.slot == index);
+        let dropped = dropped.filter(|_| !stands_behind);
+        dropped.flat_map(|missed| &missed.ranges).for_each(&mut add);
         let slots = {
             let state = self.state.borrow();
             // A slot that was never written knows nothing of the group.
