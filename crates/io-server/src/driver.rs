@@ -466,30 +466,8 @@ impl IoServer {
             IoRequest::Read(request) => return Begun::Read(request),
             IoRequest::Seek(seek) => store.seek(&seek),
             IoRequest::Inspect { fence } => store.inspect(&fence).map(report),
-            IoRequest::Rejoin {
-                fence,
-                layout,
-                after,
-                prev,
-                decided,
-                lengths,
-                home,
-                whole,
-                operations,
-            } => {
-                let (key, grant, layout) = (key_of(&fence), fence.grant, *layout);
-                let rejoined = Rejoined {
-                    key,
-                    grant,
-                    layout,
-                    after,
-                    prev,
-                    decided,
-                    lengths,
-                    home,
-                    whole,
-                    operations: *operations,
-                };
+            IoRequest::Rejoin { fence, rejoin } => {
+                let rejoined = Rejoined { key: key_of(&fence), grant: fence.grant, begin: *rejoin };
                 match store.rejoin(&fence, rejoined) {
                     Ok(()) => return Begun::Rejoined(fence),
                     Err(refusal) => Err(refusal),

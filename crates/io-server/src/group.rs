@@ -341,6 +341,10 @@ impl Group {
                     continue;
                 }
                 let slot = PortionIndex(slot);
+                if slot == self.key.slot {
+                    // What is here is not lacked here.
+                    continue;
+                }
                 let absent = self.absent.iter().find(|absent| absent.slot == slot);
                 let asked = |asked: &Participant| asked.slot == slot;
                 match absent {

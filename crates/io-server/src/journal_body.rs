@@ -3,7 +3,7 @@
 //! Changing a structure here changes the format: give it a new kind, or raise the format's version.
 
 use braid_terms::{DeviceId, GrantNumber, GroupLayout, Incarnation, PortionIndex, WriteNumber};
-use braid_wire::io::{Absent, BlockRange, Change, Create, Missed, Record};
+use braid_wire::io::{Absent, BlockRange, Change, Create, Missed, Record, Rejoin};
 use braid_wire::operations::Operations;
 use serde::{Deserialize, Serialize};
 
@@ -166,22 +166,8 @@ pub struct Rejoined {
     pub key: SlotKey,
     /// The fence.
     pub grant: GrantNumber,
-    /// The group's layout.
-    pub layout: GroupLayout,
-    /// Kept up to here.
-    pub after: WriteNumber,
-    /// The next record's predecessor.
-    pub prev: WriteNumber,
-    /// The decided and stable mark from then on.
-    pub decided: WriteNumber,
-    /// Lengths at `decided`.
-    pub lengths: Vec<u64>,
-    /// Home of the group.
-    pub home: DeviceId,
-    /// All content was dropped.
-    pub whole: bool,
-    /// The latest changes of clients at `decided`.
-    pub operations: Operations,
+    /// What it begins with.
+    pub begin: Rejoin,
 }
 
 /// Blocks laid behind everything kept.

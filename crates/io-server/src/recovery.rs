@@ -298,7 +298,7 @@ impl Replay<'_> {
                 self.store.take_all_marks(marks);
             }),
             Kind::Rejoin => parse(&record).and_then(|rejoined: Rejoined| {
-                rejoined.layout.check().ok()?;
+                rejoined.begin.layout.check().ok()?;
                 self.seen.insert(rejoined.key);
                 self.removed.remove(&rejoined.key);
                 self.store.take_rejoin(rejoined, position).ok()

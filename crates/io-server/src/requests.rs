@@ -19,7 +19,7 @@ use braid_terms::{
 };
 use braid_wire::io::{
     BlockRange, Change, Create, Fence, GroupMarks, IoRefusal, IoReply, Open, Prepare, RecordKind,
-    Report, ShadowMark,
+    Rejoin, Report, ShadowMark,
 };
 use bytes::Bytes;
 
@@ -305,28 +305,28 @@ impl Store {
     /// Begins a slot anew. It is durable after the next sync, for which the caller waits.
     pub fn rejoin(&mut self, fence: &Fence, mut rejoined: Rejoined) -> Result<(), IoRefusal> {
         let key = rejoined.key;
-        check_layout(&rejoined.layout, key)?;
-        if rejoined.lengths.len() != rejoined.layout.devices.len() {
+        check_layout(&rejoined.begin.layout, key)?;
+        if rejoined.begin.lengths.len() != rejoined.begin.layout.devices.len() {
             return Err(bad("one length a device"));
         }
         self.ready()?;
         self.check_fence(fence, Wish::Raise)?;
-        self.load(&rejoined.layout, key)?;
+        self.load(&rejoined.begin.layout, key)?;
         let held = self.groups[&key].layout.generation;
-        if rejoined.layout.generation < held {
+        if rejoined.begin.layout.generation < held {
             return Err(IoRefusal::WrongLayout { generation: held });
         }
-        for name in Self::names(&rejoined.layout, key.slot) {
+        for name in Self::names(&rejoined.begin.layout, key.slot) {
             let presence = self.files.presence(name).map_err(|error| disk_refusal(&error))?;
-            if presence == Presence::Unreadable && !rejoined.whole {
+            if presence == Presence::Unreadable && !rejoined.begin.whole {
                 return Err(unreadable(&"a header is lost: rejoin as whole"));
             }
         }
         // A start that repeats this must tell a slot that began here from one whose file is lost.
-        rejoined.whole |= !self.groups[&key].known;
+        rejoined.begin.whole |= !self.groups[&key].known;
         let position = self.append(Kind::Rejoin, &rejoined, &[])?.position;
-        if rejoined.whole {
-            for name in Self::names(&rejoined.layout, key.slot) {
+        if rejoined.begin.whole {
+            for name in Self::names(&rejoined.begin.layout, key.slot) {
                 self.files.remove(name).map_err(|error| disk_refusal(&error))?;
             }
         }
@@ -341,7 +341,8 @@ impl Store {
         rejoined: Rejoined,
         position: JournalPosition,
     ) -> Result<(), IoRefusal> {
-        let Rejoined { key, layout, after, whole, .. } = rejoined;
+        let Rejoined { key, grant, begin } = rejoined;
+        let Rejoin { layout, after, whole, .. } = begin;
         self.load(&layout, key)?;
         let damages = self.damages;
         let group = self.group(key).expect("just loaded");
@@ -361,17 +362,20 @@ impl Store {
         group.files_expected |= whole;
         group.layout = layout;
         group.known = true;
-        group.home = rejoined.home;
-        group.grant = group.grant.max(rejoined.grant);
+        group.home = begin.home;
+        group.grant = group.grant.max(grant);
         group.opened = true;
-        group.last = rejoined.prev;
+        group.last = begin.prev;
         let first = group.entries.front().and_then(|entry| entry.record.as_ref());
-        group.base_prev = first.map_or(rejoined.prev, |record| record.prev);
-        group.decided = rejoined.decided;
-        group.stable = rejoined.decided;
-        group.lengths = rejoined.lengths;
-        group.lengths_at = rejoined.decided;
-        group.operations = rejoined.operations;
+        group.base_prev = first.map_or(begin.prev, |record| record.prev);
+        group.decided = begin.decided;
+        group.stable = begin.decided;
+        group.lengths = begin.lengths;
+        group.lengths_at = begin.decided;
+        group.operations = begin.operations;
+        for missed in begin.missed.iter().filter(|missed| missed.slot != key.slot) {
+            missed.ranges.iter().for_each(|range| group.missed.add(missed.slot, *range));
+        }
         group.outcome = None;
         group.damaged_after = None;
         group.damages_repaired = damages;

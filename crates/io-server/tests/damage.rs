@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 
 use braid_io_server::{IoFatal, IoServer, Limits};
-use braid_terms::{PortionIndex, WriteNumber};
+use braid_terms::{PortionIndex, PortionName, WriteNumber};
 use braid_wire::io::*;
 use common::disk::{Random, TestDisk};
 use common::*;
@@ -161,6 +161,14 @@ fn a_lost_file_is_not_made_anew_from_what_the_journal_has_of_it() {
     });
 }
 
+/// Number of blocks that a portion was verified to have, and the bad ones.
+async fn verified(owner: &Owner, name: PortionName) -> (u64, Vec<BlockRange>) {
+    match owner.ask(IoRequest::Verify { name }, &[]).await.0 {
+        Ok(IoReply::Verified { blocks, bad }) => (blocks, bad),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test] // Proves: F-6.
 fn verification_finds_the_bad_block() {
     run(async {
@@ -170,13 +178,8 @@ fn verification_finds_the_bad_block() {
         let env = disk.env(2);
         let server = start(&env, Path::new("/disk"), 2).await;
         let owner = Owner::new(&server, 7, 2, 2);
-        match owner.ask(IoRequest::Verify { name }, &[]).await.0 {
-            Ok(IoReply::Verified { blocks, bad }) => {
-                assert_eq!(blocks, 7);
-                assert_eq!(bad, vec![BlockRange { device_index: 0, first: 603, count: 1 }]);
-            }
-            other => panic!("{other:?}"),
-        }
+        let range = BlockRange { device_index: 0, first: 603, count: 1 };
+        assert_eq!(verified(&owner, name).await, (7, vec![range]));
     });
 }
 
@@ -194,14 +197,10 @@ fn verification_finds_the_bad_block_of_a_kept_record() {
         owner.prepare(later, &bytes, number(1, 3), number(1, 3)).await.unwrap();
         owner.sync().await;
         let name = layout(7).portion_name(0, PortionIndex(1));
-        let bad = async || match owner.ask(IoRequest::Verify { name }, &[]).await.0 {
-            Ok(IoReply::Verified { blocks, bad }) => (blocks, bad),
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(bad().await, (15, vec![]));
+        assert_eq!(verified(&owner, name).await, (15, vec![]));
         disk.flip(&name.path(), (514 + 2 + 623 - 512) * 4096 + 5, 1);
         let range = BlockRange { device_index: 0, first: 623, count: 1 };
-        assert_eq!(bad().await, (15, vec![range]));
+        assert_eq!(verified(&owner, name).await, (15, vec![range]));
     });
 }
 

@@ -7,6 +7,7 @@ use braid_env::machine;
 use braid_io_server::{DiskError, IoFatal, IoServer};
 use braid_terms::{PortionIndex, WriteNumber};
 use braid_wire::io::*;
+use braid_wire::operations::Operations;
 use common::*;
 
 const NONE: WriteNumber = WriteNumber::NONE;
@@ -167,14 +168,17 @@ fn what_an_absent_slot_misses_is_told_and_a_rejoined_slot_is_rebuilt() {
         // This slot itself begins anew, whole.
         let request = IoRequest::Rejoin {
             fence: owner.fence(),
-            layout: Box::new(layout(7)),
-            after: NONE,
-            prev: number(1, 9),
-            decided: number(1, 9),
-            lengths: vec![123],
-            home: braid_terms::DeviceId(9),
-            whole: true,
-            operations: Box::default(),
+            rejoin: Box::new(Rejoin {
+                layout: layout(7),
+                after: NONE,
+                prev: number(1, 9),
+                decided: number(1, 9),
+                lengths: vec![123],
+                home: braid_terms::DeviceId(9),
+                whole: true,
+                operations: Operations::default(),
+                missed: Vec::new(),
+            }),
         };
         let report = report(owner.ask(request, &[]).await.0).unwrap();
         assert_eq!((report.last, report.lengths), (number(1, 9), vec![123]));
@@ -199,6 +203,22 @@ fn what_an_absent_slot_misses_is_told_and_a_rejoined_slot_is_rebuilt() {
     });
 }
 
+/// A join that goes on from what the slot has up to `after`.
+fn rejoin(owner: &Owner, after: WriteNumber, prev: WriteNumber) -> IoRequest {
+    let rejoin = Rejoin {
+        layout: layout(7),
+        after,
+        prev,
+        decided: prev,
+        lengths: vec![123],
+        home: braid_terms::DeviceId(9),
+        whole: false,
+        operations: Operations::default(),
+        missed: Vec::new(),
+    };
+    IoRequest::Rejoin { fence: owner.fence(), rejoin: Box::new(rejoin) }
+}
+
 #[test] // Proves: F-4.
 fn what_an_earlier_join_rebuilt_outlives_the_next_one() {
     // An I/O server that stood still for a while, twice, was never restarted, so that what the first
@@ -210,21 +230,10 @@ fn what_an_earlier_join_rebuilt_outlives_the_next_one() {
         format(&env, folder.path()).await;
         let server = start(&env, folder.path(), 1).await;
         let owner = Owner::new(&server, 7, 1, 1);
-        let rejoin = |after, prev| IoRequest::Rejoin {
-            fence: owner.fence(),
-            layout: Box::new(layout(7)),
-            after,
-            prev,
-            decided: prev,
-            lengths: vec![123],
-            home: braid_terms::DeviceId(9),
-            whole: false,
-            operations: Box::default(),
-        };
         let old = blocks(1, 6);
         let first = record(number(1, 1), NONE, vec![write(0, &old)]);
         owner.prepare(first, &old, number(1, 1), number(1, 1)).await.unwrap();
-        report(owner.ask(rejoin(number(1, 1), number(1, 9)), &[]).await.0).unwrap();
+        report(owner.ask(rejoin(&owner, number(1, 1), number(1, 9)), &[]).await.0).unwrap();
         let rebuilt = blocks(100, 3);
         let changes = vec![write(1, &rebuilt)];
         let rebuild = IoRequest::Rebuild { fence: owner.fence(), decided: number(1, 9), changes };
@@ -236,7 +245,7 @@ fn what_an_earlier_join_rebuilt_outlives_the_next_one() {
         let dropped = block(300);
         let last = record(number(1, 11), number(1, 10), vec![write(1, &dropped)]);
         owner.prepare(last, &dropped, number(1, 11), number(1, 10)).await.unwrap();
-        report(owner.ask(rejoin(number(1, 10), number(1, 20)), &[]).await.0).unwrap();
+        report(owner.ask(rejoin(&owner, number(1, 10), number(1, 20)), &[]).await.0).unwrap();
         let expect = [&old[..4096], &rebuilt, &kept, &old[5 * 4096..]].concat();
         assert!(owner.read(number(1, 20), 0, 6).await.unwrap() == expect, "other bytes");
         owner.sync().await;
@@ -256,17 +265,6 @@ fn what_a_rejoin_drops_of_an_earlier_join_is_missed_again() {
         format(&env, folder.path()).await;
         let server = start(&env, folder.path(), 1).await;
         let owner = Owner::new(&server, 7, 1, 1);
-        let rejoin = |owner: &Owner, after, prev| IoRequest::Rejoin {
-            fence: owner.fence(),
-            layout: Box::new(layout(7)),
-            after,
-            prev,
-            decided: prev,
-            lengths: vec![123],
-            home: braid_terms::DeviceId(9),
-            whole: false,
-            operations: Box::default(),
-        };
         let old = blocks(1, 6);
         let first = record(number(1, 1), NONE, vec![write(0, &old)]);
         owner.prepare(first, &old, number(1, 1), number(1, 1)).await.unwrap();
@@ -292,6 +290,14 @@ fn what_a_rejoin_drops_of_an_earlier_join_is_missed_again() {
         let request = rejoin(&owner, number(1, 9), number(1, 20));
         assert_eq!(report(owner.ask(request, &[]).await.0).unwrap().missed, missed);
         assert!(owner.read(number(1, 20), 4, 2).await.unwrap() == blocks(100, 2), "other bytes");
+        // What others lack is kept with that.
+        let mut request = rejoin(&owner, number(1, 9), number(1, 20));
+        let of_other = Missed { slot: PortionIndex(2), ranges: vec![range] };
+        if let IoRequest::Rejoin { rejoin, .. } = &mut request {
+            rejoin.missed.push(of_other.clone());
+        }
+        let all = report(owner.ask(request, &[]).await.0).unwrap().missed;
+        assert_eq!(all, [missed, vec![of_other]].concat());
     });
 }
 

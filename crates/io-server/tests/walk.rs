@@ -15,6 +15,7 @@ use braid_env::Env;
 use braid_io_server::Limits;
 use braid_terms::{DeviceId, WriteNumber};
 use braid_wire::io::*;
+use braid_wire::operations::Operations;
 use common::disk::{Random, TestDisk};
 use common::*;
 
@@ -350,14 +351,17 @@ impl Walk {
         let whole = self.random.below(2) == 0;
         let request = IoRequest::Rejoin {
             fence: owner.fence(),
-            layout: Box::new(layout(owner.device)),
-            after,
-            prev: decided,
-            decided,
-            lengths: vec![1],
-            home: DeviceId(9),
-            whole,
-            operations: Box::default(),
+            rejoin: Box::new(Rejoin {
+                layout: layout(owner.device),
+                after,
+                prev: decided,
+                decided,
+                lengths: vec![1],
+                home: DeviceId(9),
+                whole,
+                operations: Operations::default(),
+                missed: Vec::new(),
+            }),
         };
         report(owner.ask(request, &[]).await.0).unwrap();
         let mut first = 0;

@@ -326,6 +326,12 @@ pub const ALL: &[Planted] = &[
         "a_returning_portion_drops_what_nobody_else_has",
     ),
     by_script(
+        "F-2/what-others-missed-is-not-told",
+        "a slot rejoins and is not told what others missed",
+        "what_others_missed_is_told_to_a_slot_that_rejoins",
+    )
+    .of("rejoins"),
+    by_script(
         "F-4/close-before-the-rebuild",
         "a fact is closed and nothing was rebuilt",
         "hole_22_what_a_removed_portion_lost_is_rebuilt_too",

@@ -121,22 +121,8 @@ pub enum IoRequest {
     Rejoin {
         /// Who asks.
         fence: Fence,
-        /// The group's layout.
-        layout: Box<GroupLayout>,
-        /// The `after` of the slot's fact.
-        after: WriteNumber,
-        /// What the next record will name as `prev`.
-        prev: WriteNumber,
-        /// What the group decided so far; becomes the slot's decided and stable mark.
-        decided: WriteNumber,
-        /// The devices' lengths in bytes, at `decided`.
-        lengths: Vec<u64>,
-        /// Home of the group, for the headers. Source: F-9.
-        home: DeviceId,
-        /// Drop all content first: the fact says `whole`.
-        whole: bool,
-        /// The latest changes of clients at `decided`, in place of what the slot knows. Source: N-3.
-        operations: Box<Operations>,
+        /// What it begins with.
+        rejoin: Box<Rejoin>,
     },
     /// Rebuilt blocks of a joining slot, laid in place behind everything it keeps; the payload is
     /// their bytes. Only under the owner's row locks. Answer: `Promised`. Source: F-4, F-6.
@@ -339,6 +325,30 @@ pub struct ShadowMark {
     pub grant: GrantNumber,
     /// All up to here is decided.
     pub decided: WriteNumber,
+}
+
+/// What a returning slot begins with. See [`IoRequest::Rejoin`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Rejoin {
+    /// The group's layout.
+    pub layout: GroupLayout,
+    /// The `after` of the slot's fact.
+    pub after: WriteNumber,
+    /// What the next record will name as `prev`.
+    pub prev: WriteNumber,
+    /// What the group decided so far; becomes the slot's decided and stable mark.
+    pub decided: WriteNumber,
+    /// The devices' lengths in bytes, at `decided`.
+    pub lengths: Vec<u64>,
+    /// Home of the group, for the headers. Source: F-9.
+    pub home: DeviceId,
+    /// Drop all content first: the fact says `whole`.
+    pub whole: bool,
+    /// The latest changes of clients at `decided`, in place of what the slot knows. Source: N-3.
+    pub operations: Operations,
+    /// What other slots under facts lack at `decided`: the slot drops the records that say it.
+    /// Source: F-2.
+    pub missed: Vec<Missed>,
 }
 
 /// See [`IoRequest::Read`].

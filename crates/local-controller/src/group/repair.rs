@@ -16,7 +16,9 @@ use std::rc::Rc;
 
 use braid_env::Payload;
 use braid_terms::{FactKind, PortionIndex, WriteNumber, planted, sometimes};
-use braid_wire::io::{BlockRange, Change, IoReply, IoRequest, Missed, Read, RecordKind, Report};
+use braid_wire::io::{
+    BlockRange, Change, IoReply, IoRequest, Missed, Read, RecordKind, Rejoin, Report,
+};
 use braid_wire::operations::OPERATIONS_MAX;
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -142,11 +144,11 @@ impl Group {
             let state = self.state.borrow();
             let mut operations = state.operations.clone();
             operations.limit(OPERATIONS_MAX);
-            (state.last, state.decided, state.decided_lengths.clone(), Box::new(operations))
+            (state.last, state.decided, state.decided_lengths.clone(), operations)
         };
-        let request = IoRequest::Rejoin {
-            fence: self.fence(index, &up),
-            layout: Box::new(self.layout.clone()),
+        let told = self.missed_of_others(index).await?;
+        let rejoin = Rejoin {
+            layout: self.layout.clone(),
             after,
             prev,
             decided,
@@ -154,7 +156,9 @@ impl Group {
             home: self.home.get(),
             whole,
             operations,
+            missed: told.clone(),
         };
+        let request = IoRequest::Rejoin { fence: self.fence(index, &up), rejoin: Box::new(rejoin) };
         let answer = up.client.call(&request, Payload::empty(), SYNC_WAIT).await;
         let Ok((Ok(IoReply::Report(report)), _)) = answer else {
             tracing::warn!(group = %self.layout.group(), slot = %index, ?answer, "no rejoin");
@@ -177,7 +181,7 @@ impl Group {
         }
         self.after_slot_change();
         drop(guard);
-        let mut missed = self.missed_of(index, after, whole, &report).await?;
+        let mut missed = self.missed_of(index, after, whole, Some(&report)).await?;
         if planted!("F-4/close-before-the-rebuild") {
             missed.clear();
         }
@@ -193,6 +197,11 @@ impl Group {
         // The slot counts all up to its rejoin as stable, so it must be so everywhere before others
         // believe its mark.
         self.stable(decided).await.ok()?;
+        if self.lacks_more(index, decided, &told) && !planted!("F-2/what-others-missed-is-not-told")
+        {
+            sometimes!("F-4: another slot was removed during a join");
+            return None;
+        }
         self.close(index).await?;
         lcc.count(|counters| counters.blocks_rebuilt += blocks);
         tracing::info!(group = %self.layout.group(), slot = %index, blocks, "repaired a portion");
@@ -234,6 +243,43 @@ impl Group {
             .collect()
     }
 
+    /// What other slots under facts lack: whoever knows may be gone when they come back, and a slot that
+    /// rejoins drops the records that say it. Called with all rows locked. Source: F-2.
+    async fn missed_of_others(self: &Rc<Self>, index: PortionIndex) -> Option<Vec<Missed>> {
+        if planted!("F-2/what-others-missed-is-not-told") {
+            return Some(Vec::new());
+        }
+        let mut missed = Vec::new();
+        for (slot, after) in self.lacking_others(index) {
+            let ranges = self.missed_of(slot, after?, false, None).await?;
+            missed.push(Missed { slot, ranges });
+        }
+        Some(missed)
+    }
+
+    /// Whether another slot was removed since that lacks something of what is up to `decided`: of those
+    /// writes the slot that joined has no record.
+    fn lacks_more(&self, index: PortionIndex, decided: WriteNumber, told: &[Missed]) -> bool {
+        let mut others = self.lacking_others(index).into_iter();
+        others.any(|(slot, after)| {
+            after.is_none_or(|after| after < decided) && told.iter().all(|t| t.slot != slot)
+        })
+    }
+
+    /// Other slots that lack a part of what was written, and above what; none while their facts are on
+    /// the way. What is rebuilt as a whole needs no list.
+    fn lacking_others(&self, index: PortionIndex) -> Vec<(PortionIndex, Option<WriteNumber>)> {
+        let state = self.state.borrow();
+        let others = state.slots.iter().filter(|slot| slot.index != index);
+        let lacking = others.filter_map(|slot| match slot.condition {
+            Condition::Suspect { after, whole: false, .. }
+            | Condition::Joining { after, whole: false, .. } => Some((slot.index, Some(after))),
+            Condition::Removing => Some((slot.index, None)),
+            _ => None,
+        });
+        lacking.collect()
+    }
+
     /// Everything that a slot lacks of writes above `after`, also what it dropped itself as it
     /// rejoined. Source: F-2.
     async fn missed_of(
@@ -241,7 +287,7 @@ impl Group {
         index: PortionIndex,
         after: WriteNumber,
         whole: bool,
-        rejoined: &Report,
+        rejoined: Option<&Report>,
     ) -> Option<Vec<BlockRange>> {
         let mut rows: BTreeMap<u8, BTreeSet<u64>> = BTreeMap::new();
         if whole {
@@ -260,14 +306,9 @@ impl Group {
             let blocks = rows.entry(range.device_index).or_default();
             blocks.extend(range.first..range.first + range.count);
         };
-        // Only what it dropped: its records above `after` went with that.
-        let stands_behind = planted!("F-2/nothing-is-noted-as-missed")
-            || planted!("F-2/the-miss-map-is-ignored")
-            || planted!("F-2/the-mark-is-too-high")
-            || planted!("F-4/a-rejoin-keeps-its-records");
-        let dropped = rejoined.missed.iter().filter(|missed| missed.slot == index);
-        let dropped = dropped.filter(|_| !stands_behind);
-        dropped.flat_map(|missed| &missed.ranges).for_each(&mut add);
+        if let Some(rejoined) = rejoined {
+            self.missed_in(rejoined, index, after).iter().for_each(&mut add);
+        }
         let slots = {
             let state = self.state.borrow();
             // A slot that was never written knows nothing of the group.
